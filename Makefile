@@ -1,0 +1,11 @@
+# Thin: the work is in launch/run.py, which Windows users call through launch\run.cmd.
+PYTHON ?= python3
+
+.PHONY: setup demo test bench
+
+setup demo test:
+	$(PYTHON) launch/run.py $@
+
+bench: setup
+	.venv/bin/python bench/train_speed.py
+	.venv/bin/python bench/predict_speed.py

@@ -1,0 +1,163 @@
+"""Batching: which rows make up an optimizer step, and how a step is cut into micro-batches.
+
+An optimizer step is always exactly ``batch_size x gradient_accumulation_steps x ranks`` rows drawn at
+random with the seed, as a plain script would draw them (the last step of an epoch holds what is left).
+Only inside a step are rows moved: sorted by length, dealt out so that ranks carry equal tokens, and cut
+into micro-batches of like lengths. The statistics of training are therefore those of plain shuffling,
+and on Reuters half of the padding is gone.
+
+Every rank computes the whole plan from the shared seed, so nothing is communicated, and every rank gets
+the same number of micro-batches in a step (empty ones where it has fewer rows): a rank that skipped a
+forward pass would leave the others waiting in a collective under FSDP or ZeRO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmcls.data import Split
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """How rows become steps.
+
+    batch_size: rows in one micro-batch (at most, when ``max_tokens`` is set it is no bound).
+    accumulation: micro-batches of ``batch_size`` that make an optimizer step on each rank.
+    ranks: processes.
+    max_tokens: padded tokens (rows x longest) a micro-batch may hold; None packs by ``batch_size``.
+    """
+
+    batch_size: int
+    accumulation: int
+    ranks: int
+    max_tokens: int | None = None
+
+    @property
+    def step_rows(self) -> int:
+        """Rows in one optimizer step, over all ranks."""
+        return self.batch_size * self.accumulation * self.ranks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: ``micro_batches[rank][k]`` are row numbers, int64 [rows], maybe empty."""
+
+    rows: int
+    tokens: int
+    micro_batches: list[list[np.ndarray]]
+
+
+@dataclass
+class Batch:
+    """A padded micro-batch.
+
+    input_ids: int64 [rows, longest], right-padded. lengths: int64 [rows]. rows: row numbers in the split.
+    labels: float32 [rows, labels], int64 [rows], or None.
+    """
+
+    input_ids: torch.Tensor
+    lengths: torch.Tensor
+    labels: torch.Tensor | None
+    rows: np.ndarray
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        move = dict(device=device, non_blocking=True)
+        return Batch(self.input_ids.to(**move), self.lengths.to(**move), labels, self.rows)
+
+
+def steps_per_epoch(rows: int, spec: BatchSpec) -> int:
+    """Optimizer steps in one pass over ``rows`` rows."""
+    return -(-rows // spec.step_rows)
+
+
+def plan_epoch(lengths: np.ndarray, spec: BatchSpec, seed: int, epoch: int, first_step: int = 0) -> Iterator[Step]:
+    """The steps of one epoch from ``first_step`` on, the same on every rank.
+
+    Parameters
+    ----------
+    lengths: int [rows], tokens per row.
+    seed, epoch: the order is a function of these two alone, so a resumed run sees the same steps.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    for start in range(first_step * spec.step_rows, len(order), spec.step_rows):
+        yield plan_step(order[start : start + spec.step_rows], lengths, spec)
+
+
+def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
+    """Deal the rows of one step to the ranks and cut each rank's share into micro-batches."""
+    shares = _deal(rows, lengths, spec)
+    cut = [_cut(share, lengths, spec) for share in shares]
+    passes = max(len(micro) for micro in cut)
+    nothing = np.empty(0, dtype=np.int64)
+    padded = [micro + [nothing] * (passes - len(micro)) for micro in cut]
+    return Step(len(rows), int(lengths[rows].sum()), padded)
+
+
+def plan_evaluation(
+    lengths: np.ndarray, batch_size: int, ranks: int, max_tokens: int | None = None
+) -> list[list[np.ndarray]]:
+    """Micro-batches of every row once: ``plan[rank][k]``, the same number for every rank.
+
+    Rows are sorted by length and cut before they are dealt out, so that a row's batch, and with it its
+    logits to the last bit, does not depend on the number of ranks.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    spec = BatchSpec(batch_size, 1, 1, max_tokens)
+    batches = _cut(order, lengths, spec)
+    nothing = np.empty(0, dtype=np.int64)
+    batches += [nothing] * (-len(batches) % ranks)
+    return [batches[rank::ranks] for rank in range(ranks)]
+
+
+def _deal(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
+    """Longest first, each row to the rank with the fewest tokens that still has room for a row.
+
+    The greedy rule of Graham (1969), "Bounds on multiprocessing timing anomalies", with equal counts:
+    ranks differ by at most one row, and in tokens by less than the longest row.
+    """
+    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
+    if spec.ranks == 1:
+        return [longest_first]
+    room = [len(rows) // spec.ranks + (r < len(rows) % spec.ranks) for r in range(spec.ranks)]
+    load = [0] * spec.ranks
+    shares: list[list[int]] = [[] for _ in range(spec.ranks)]
+    for row in longest_first:
+        rank = min((r for r in range(spec.ranks) if room[r]), key=lambda r: (load[r], r))
+        shares[rank].append(row)
+        load[rank] += int(lengths[row])
+        room[rank] -= 1
+    return [np.array(share, dtype=np.int64) for share in shares]
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
+    """Cut rows, sorted longest first, into micro-batches of like lengths."""
+    if spec.max_tokens is None:
+        return [rows[i : i + spec.batch_size] for i in range(0, len(rows), spec.batch_size)]
+    cut, start = [], 0
+    while start < len(rows):
+        # The first row is the longest, so it alone decides how many rows the budget holds.
+        count = max(1, spec.max_tokens // int(lengths[rows[start]]))
+        cut.append(rows[start : start + count])
+        start += count
+    return cut
+
+
+def collate(split: Split, rows: np.ndarray, pad_token_id: int) -> Batch:
+    """Right-pad the rows into one batch; no rows make a batch of one token, for a pass that counts nothing."""
+    texts = [split.tokens[row] for row in rows] or [np.array([pad_token_id], dtype=np.int32)]
+    lengths = np.array([len(t) for t in texts], dtype=np.int64)
+    input_ids = np.full((len(texts), lengths.max()), pad_token_id, dtype=np.int64)
+    for i, text in enumerate(texts):
+        input_ids[i, : len(text)] = text
+    labels = None
+    if split.labels is not None:
+        # Row 0 stands in for the labels of an empty batch; its loss has weight zero.
+        labels = torch.from_numpy(split.labels[rows if len(rows) else np.zeros(1, dtype=np.int64)])
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(lengths), labels, rows)

@@ -1,0 +1,229 @@
+"""The prediction command: a run folder and a table of texts in, one JSON line a row out, in the input's order.
+
+``python -m llmcls.predict --run outputs/.../run_0 --input texts.csv --output predictions.jsonl`` needs the run
+folder and the base model; ``--recipe R.yaml`` instead of ``--run`` takes the recipe's best run. Lines are
+written as they are made to ``<output>.partial``; a prediction that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from llmcls import UserMistake, run_command
+from llmcls.data import LabelSpace, Split, read_table, tokenize_split
+from llmcls.engine import open_accelerator, sum_over_ranks
+from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows
+from llmcls.files import read_json, write_json
+from llmcls.losses import loss_of
+from llmcls.metrics import metric_direction, to_probabilities
+from llmcls.model import Classifier, load_base, load_tokenizer
+from llmcls.recipe import Recipe, load_recipe
+from llmcls.report import experiment_folder
+from llmcls.thresholds import apply_thresholds, load_thresholds
+from llmcls.tracking import configure_logging
+
+# By name: as a command this module is called "__main__".
+log = logging.getLogger("llmcls.predict")
+
+
+@dataclass
+class TrainedRun:
+    """A finished run folder, opened."""
+
+    folder: Path
+    recipe: Recipe
+    labels: LabelSpace
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Predict a table with a trained run."""
+    parser = argparse.ArgumentParser(prog="llmcls.predict", description="Classify texts with a trained run.")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", help="a run folder, outputs/.../run_0")
+    which.add_argument("--recipe", help="the recipe that was trained; its best run on validation is taken")
+    parser.add_argument("--input", required=True, help="CSV, TSV, JSONL or Parquet with the recipe's text columns")
+    parser.add_argument("--output", required=True, help="where the JSON lines go")
+    parser.add_argument("--base-model", help="where the base model lies now, if it moved since training")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
+    arguments = parser.parse_args(argv)
+    if arguments.run and arguments.overrides:
+        raise UserMistake("command line: overrides go with --recipe; a run folder holds its own recipe")
+    folder = Path(arguments.run) if arguments.run else best_run(load_recipe(arguments.recipe, arguments.overrides))
+    run = open_run(folder, arguments.base_model)
+    accelerator = open_accelerator(run.recipe)
+    configure_logging(accelerator.is_main_process)
+    try:
+        predict(run, arguments.input, Path(arguments.output), accelerator)
+    finally:
+        accelerator.end_training()
+
+
+def best_run(recipe: Recipe) -> Path:
+    """The finished run of a recipe with the best validation metric (the first, without validation)."""
+    root = experiment_folder(recipe)
+    done = sorted(root.glob("run_*/metrics.json"), key=lambda p: (len(p.parent.name), p.parent.name))
+    if not done:
+        raise UserMistake(f"{root} has no finished run of {recipe.source}; train it first, or name a folder with --run")
+    name = recipe.train.metric_for_best_model
+
+    def value(path: Path) -> float:
+        found = read_json(path).get("validation", {}).get(name)
+        return float("-inf") if found is None else metric_direction(name) * found
+
+    return max(done, key=value).parent
+
+
+def open_run(folder: Path, base_model: str | None = None) -> TrainedRun:
+    """Read what a run folder says of its model.
+
+    Raises
+    ------
+    UserMistake: no run there, or one that is not finished.
+    """
+    saved = folder / "model" / "recipe.yaml"
+    if not saved.is_file():
+        why = "was started but not finished" if (folder / "recipe.yaml").is_file() else "is no run folder"
+        raise UserMistake(f"{folder} {why} (it has no model/recipe.yaml); train it to the end first")
+    recipe = load_recipe(saved)
+    if base_model:
+        recipe = replace(recipe, model=replace(recipe.model, model_name=base_model))
+    return TrainedRun(folder, recipe, LabelSpace(**read_json(folder / "model" / "labels.json")))
+
+
+def load_classifier(run: TrainedRun, device: torch.device) -> Classifier:
+    """The trained model of a run, in the precision it was trained in."""
+    spec, model_folder = run.recipe.model, run.folder / "model"
+    if spec.lora_r == 0:
+        base, _ = load_base(replace(spec, model_name=str(model_folder), revision=None), run.labels, device)
+        return Classifier(base)
+    from peft import PeftModel
+
+    base, _ = load_base(spec, run.labels, device)
+    return Classifier(PeftModel.from_pretrained(base, model_folder))
+
+
+def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Write one line for every row of ``input_path``; returns metrics when the input has the label columns.
+
+    The metrics go to ``<output stem>.metrics.json`` too.
+    """
+    split = _tokenized(run, input_path, accelerator)
+    model = accelerator.prepare_model(load_classifier(run, accelerator.device), evaluation_mode=True)
+    pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
+    scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
+    thresholds = load_thresholds(run.folder / "thresholds.json")
+    partial = PartialOutput(output, len(run.labels.names))
+    # The main process alone reads and writes the output; the others learn from it where to begin.
+    done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    if accelerator.is_main_process:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        done += partial.resume(_signature(run, input_path))
+    done = int(sum_over_ranks(accelerator, done))
+    if done:
+        log.info("%s: %d of %d rows are there already; going on", output, done, len(split))
+    for first, logits in score_windows(scorer, split, done):
+        if accelerator.is_main_process:
+            last = first + len(logits)
+            probabilities = to_probabilities(logits, run.labels.problem_type)
+            predicted = apply_thresholds(probabilities, thresholds, run.labels.problem_type)
+            true = None if split.labels is None else split.labels[first:last]
+            partial.append(prediction_lines(split.ids(first, last), probabilities, predicted, true, run.labels), logits)
+            log.info("%d of %d rows", last, len(split))
+    metrics = None
+    if accelerator.is_main_process:
+        if split.labels is not None:
+            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, loss_of(run.recipe))
+            metrics = evaluation.metrics
+            write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
+            log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
+        partial.finish()
+        log.info("%d predictions -> %s", len(split), output)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+class PartialOutput:
+    """Predictions being written: their lines, their logits, and what they are predictions of.
+
+    Three files beside the output hold what an interrupted prediction needs to go on; `finish` turns the
+    first into the output and removes the others.
+    """
+
+    def __init__(self, output: Path, labels: int) -> None:
+        self.output, self.labels = output, labels
+        self._lines = output.with_name(f"{output.name}.partial")
+        self._logits = output.with_name(f"{output.name}.partial.logits")
+        self._state = output.with_name(f"{output.name}.partial.json")
+
+    def resume(self, signature: str) -> int:
+        """Keep the whole windows already written for the same model and input; returns their rows."""
+        rows = 0
+        if self._state.exists() and read_json(self._state)["signature"] == signature and self._logits.exists():
+            with self._lines.open("rb") as file:
+                lines = sum(line.endswith(b"\n") for line in file)
+            rows = min(lines, self._logits.stat().st_size // (4 * self.labels)) // WINDOW * WINDOW
+            with self._lines.open("r+b") as file:
+                for _ in range(rows):
+                    file.readline()
+                file.truncate(file.tell())
+            os.truncate(self._logits, rows * 4 * self.labels)
+        else:
+            self._lines.write_bytes(b"")
+            self._logits.write_bytes(b"")
+            write_json(self._state, {"signature": signature})
+        return rows
+
+    def append(self, lines: Iterable[str], logits: np.ndarray) -> None:
+        """Write one window; after a crash inside, `resume` drops what is not whole."""
+        with self._lines.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+        with self._logits.open("ab") as file:
+            file.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
+
+    def logits(self) -> np.ndarray:
+        """float32 [rows, labels] of all rows written."""
+        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, self.labels)
+
+    def finish(self) -> None:
+        """Give the output its name."""
+        os.replace(self._lines, self.output)
+        self._logits.unlink()
+        self._state.unlink()
+
+
+def _tokenized(run: TrainedRun, input_path: str, accelerator: Accelerator) -> Split:
+    """The input, with labels where it has all label columns."""
+    if not sys.stderr.isatty() or not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    with accelerator.local_main_process_first():
+        table = read_table(input_path, "--input")
+        labelled = all(column in table.column_names for column in run.labels.columns)
+        tokenizer = load_tokenizer(run.recipe.model)
+        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels if labelled else None)
+
+
+def _signature(run: TrainedRun, input_path: str) -> str:
+    """A digest of everything that decides the lines: input, weights, thresholds, recipe."""
+    digest = hashlib.sha256(run.recipe.model.model_name.encode())
+    files = sorted(p for p in (run.folder / "model").iterdir() if p.is_file())
+    for path in [Path(input_path), run.folder / "thresholds.json", *files]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    run_command(main)

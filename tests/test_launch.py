@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+LAUNCH = ROOT / "launch"
+
+
+def launch(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # -I: without site-packages and PYTHONPATH, as on a machine where nothing is installed yet.
+    command = [sys.executable, "-I", str(LAUNCH / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "gpus, machines, size, overrides, profile, processes",
+    [
+        ([], 1, "1B", [], "cpu", 1),
+        ([8], 1, "1B", ["model.use_4bit=true"], "laptop_4bit", 1),
+        ([80], 1, "8B", [], "laptop_4bit", 1),
+        ([24, 24, 24, 24], 1, "1B", [], "ddp", 4),
+        ([24, 24, 24, 24], 1, "70B", ["model.use_4bit=true"], "fsdp_qlora", 4),
+        ([24, 24, 24, 24], 1, "13B", [], "fsdp", 4),
+        ([80, 80], 2, "8B", [], "ddp", 4),
+        ([80], 2, "8B", [], "ddp", 2),
+        ([80, 80], 2, "8B", ["model.lora_r=0"], "fsdp", 4),
+    ],
+)
+def test_the_profile_follows_from_the_hardware(tmp_path, gpus, machines, size, overrides, profile, processes) -> None:
+    hardware = tmp_path / "hardware.json"
+    hardware.write_text(json.dumps({"gpus": [{"memory_gib": g} for g in gpus], "machines": machines}))
+    done = launch(
+        "train", "recipes/quickstart.yaml", "--dry-run", "--hardware", hardware, "--model-size", size, *overrides
+    )
+    assert done.returncode == 0, done.stderr
+    chosen, command = done.stdout.strip().splitlines()
+    assert chosen.startswith(f"profile: {profile} (")
+    assert f"--config_file accel_configs/{profile}.yaml --num_processes {processes}" in command
+    assert command.startswith("$ accelerate launch ")
+    assert command.endswith(" ".join(["-m llmcls.train recipes/quickstart.yaml", *overrides]))
+    assert (f"--num_machines {machines} --machine_rank 0 --main_process_ip" in command) == (machines > 1)
+
+
+def test_the_size_is_read_from_the_model_name_or_its_config(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hardware as h; print(*map(h.model_billions, sys.argv[2:]))"
+    )
+    folder = tmp_path / "m"
+    folder.mkdir()
+    shape = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "vocab_size": 128256}
+    (folder / "config.json").write_text(json.dumps(shape))
+    names = ["meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "gpt2", str(folder)]
+    done = subprocess.run([sys.executable, "-c", code, str(LAUNCH), *names], capture_output=True, text=True)
+    *known, measured = done.stdout.split()
+    assert known == ["1.0", "0.135", "0.6", "None"]
+    assert 1.1 < float(measured) < 1.5
+
+
+def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
+    hardware = tmp_path / "hardware.json"
+    hardware.write_text(json.dumps({"gpus": [{"memory_gib": 80}] * 4, "machines": 2}))
+    done = launch("train", "recipes/amazon.yaml", "--slurm", "--dry-run", "--hardware", hardware, "exp.seeds=[1]")
+    assert done.stdout.splitlines()[-1] == (
+        "$ sbatch --nodes=2 --gpus-per-node=4 slurm/train.sh recipes/amazon.yaml accel_configs/ddp.yaml 'exp.seeds=[1]'"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
+        (["train", "recipes/quickstart.yaml", "--profile", "dpp"], "no profile 'dpp'; known are cpu, ddp,"),
+        (["train", "recipes/quickstart.yaml", "--profil", "ddp", "--fast"], "--fast"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_the_recipe_comes_out_as_2_without_the_launchers_traceback(write_recipe) -> None:
+    done = launch("train", write_recipe(data__text_fields=["titel"]))
+    assert done.returncode == 2
+    assert "did you mean 'title'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_training_works_from_a_folder_with_spaces_and_other_letters(write_recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "Größe und Maß"
+    folder.mkdir()
+    recipe = write_recipe(exp__output_root="Läufe", train__num_train_epochs=1)
+    moved = folder / "mein rezept.yaml"
+    recipe.rename(moved)
+    done = launch("train", moved.name, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "Läufe" / "tiny-llama" / "products" / "summary.md").exists()
+
+
+def test_the_wrappers_are_one_line_that_calls_python() -> None:
+    assert (LAUNCH / "run.cmd").read_bytes() == b'@python "%~dp0run.py" %*\r\n'
+    script = (LAUNCH / "run.sh").read_text(encoding="utf-8")
+    assert script == '#!/bin/sh\nexec "${PYTHON:-python3}" "$(dirname "$0")/run.py" "$@"\n'
+    done = subprocess.run(["sh", LAUNCH / "run.sh", "train", "none.yaml"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from llmcls.batching import plan_epoch
+from llmcls.loop import Run, optimizer_step
+from llmcls.losses import loss_of
+from llmcls.model import build_classifier
+from llmcls.optim import build_optimizer, learning_rate_factor
+from llmcls.recipe import load_recipe
+from llmcls.thresholds import Thresholds
+from llmcls.train import load_inputs
+
+
+def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.Tensor], float]:
+    """The trained weights after one optimizer step, and its mean loss."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    recipe = load_recipe(recipe_path, overrides)
+    accelerator = Accelerator(cpu=True)
+    inputs = load_inputs(recipe, accelerator)
+    torch.manual_seed(3)
+    model = build_classifier(recipe, inputs.labels, accelerator.device)
+    optimizer = build_optimizer(model, recipe, accelerator.device)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    thresholds = Thresholds("fixed", [0.5] * len(inputs.labels.names), None, None, False)
+    run = Run(recipe, 3, Path(), accelerator, inputs.labels, loss_of(recipe), thresholds, inputs.train, None, None)
+    step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
+    loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["batch_size=32", "gradient_accumulation_steps=1"],
+        ["batch_size=4", "gradient_accumulation_steps=8", "micro_batch_tokens=300"],
+        ["batch_size=1", "gradient_accumulation_steps=32"],
+        ["batch_size=4", "gradient_accumulation_steps=8", "gradient_checkpointing=true"],
+    ],
+    ids=lambda o: ",".join(o),
+)
+def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(write_recipe, other: list[str]) -> None:
+    # SGD-like sensitivity: AdamW's first step is the sign of the gradient, so weight decay and clipping stay on
+    # while the learning rate is small enough that rounding cannot flip a sign unseen.
+    path = write_recipe(model__lora_dropout=0.0, train__learning_rate=1e-3, train__warmup_ratio=0.0)
+    expected, loss = one_step(path, ["batch_size=4", "gradient_accumulation_steps=8"])
+    found, other_loss = one_step(path, other)
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, rtol=0, atol=1e-6), name
+
+
+def test_the_last_short_step_of_an_epoch_is_the_mean_over_what_it_holds(write_recipe) -> None:
+    path = write_recipe(model__lora_dropout=0.0)
+    _, small = one_step(path, ["batch_size=200", "gradient_accumulation_steps=1"])
+    _, again = one_step(path, ["batch_size=7", "gradient_accumulation_steps=40"])
+    assert again == pytest.approx(small, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind, end", [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])
+def test_the_schedule_warms_up_and_ends_where_its_name_says(kind: str, end: float) -> None:
+    rates = [learning_rate_factor(step, 100, 0.1, kind) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(end, abs=1e-9)
+    assert all(np.diff(rates[10:]) <= 1e-12)
+
+
+def test_eight_bit_adamw_is_used_for_four_bit_models_and_can_be_refused(write_recipe) -> None:
+    def kind(overrides: list[str]) -> str:
+        recipe = load_recipe(path, overrides)
+        return type(build_optimizer(torch.nn.Linear(64, 64), recipe, torch.device("cpu"))).__name__
+
+    path = write_recipe()
+    assert kind(["use_4bit=true"]) == "AdamW8bit"
+    assert kind(["use_4bit=true", "optim_8bit_when_4bit=false"]) == "AdamW"
+    assert kind([]) == "AdamW"
+
+
+def test_eight_bit_adamw_falls_back_and_says_so(write_recipe, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    import logging
+
+    import bitsandbytes
+
+    def no_kernel(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no kernel for this device")
+
+    monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", no_kernel)
+    logging.getLogger("llmcls").propagate = True
+    recipe = load_recipe(write_recipe(), ["use_4bit=true"])
+    with caplog.at_level("WARNING", logger="llmcls"):
+        optimizer = build_optimizer(torch.nn.Linear(64, 64), recipe, torch.device("cpu"))
+    assert type(optimizer).__name__ == "AdamW"
+    assert "no kernel for this device" in caplog.text
+
+
+def test_weight_decay_spares_vectors(write_recipe) -> None:
+    recipe = load_recipe(write_recipe(train__weight_decay=0.3))
+    optimizer = build_optimizer(torch.nn.Linear(4, 4), recipe, torch.device("cpu"))
+    decay = {p.dim(): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay == {2: 0.3, 1: 0.0}

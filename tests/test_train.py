@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcls import UserMistake
+from llmcls.interrupt import EXIT_INTERRUPTED
+from llmcls.train import main
+from tests.conftest import ROOT, TOPICS, read_rows
+
+
+def train(recipe: Path, *overrides: str) -> Path:
+    """Train in this process; returns the experiment's folder."""
+    from accelerate.state import AcceleratorState
+
+    from llmcls.recipe import load_recipe
+    from llmcls.report import experiment_folder
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([str(recipe), *overrides])
+    return experiment_folder(load_recipe(recipe, list(overrides)))
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    del found["training"]
+    return found
+
+
+def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Path) -> None:
+    root = train(write_recipe(train__report_to=["tensorboard"], exp__seeds=[1, 2]))
+    for i, seed in enumerate([1, 2]):
+        run = root / f"run_{i}"
+        for name in (
+            "recipe.yaml", "environment.json", "metrics.jsonl", "metrics.json", "thresholds.json", "log.txt",
+            "model/adapter_model.safetensors", "model/adapter_config.json", "model/tokenizer.json",
+            "model/labels.json", "checkpoints/last/optimizer.pt", "checkpoints/best/trained.safetensors",
+            "predictions_validation.jsonl", "predictions_test.jsonl", "report.html",
+        ):  # fmt: skip
+            assert (run / name).stat().st_size > 0, name
+        assert list((run / "logs").glob("events.*"))
+        assert metrics(run)["seed"] == seed
+        rows = read_rows(products / "test.csv")
+        lines = [json.loads(line) for line in (run / "predictions_test.jsonl").open(encoding="utf-8")]
+        assert [line["id"] for line in lines] == [row["uid"] for row in rows]
+        assert [line["true"] for line in lines] == [[t for t in TOPICS if row[t] == "1"] for row in rows]
+        assert all(list(line["probabilities"]) == TOPICS for line in lines)
+        assert not [p for p in run.rglob("*") if p.name.endswith((".partial", ".old"))]
+    summary = json.loads((root / "summary.json").read_text(encoding="utf-8"))
+    values = summary["test"]["f1_micro"]["values"]
+    assert summary["test"]["f1_micro"]["mean"] == pytest.approx(sum(values) / 2)
+    assert summary["test"]["f1_micro"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "seed 2" in (root / "summary.md").read_text(encoding="utf-8")
+
+
+def test_the_same_seed_twice_is_identical_and_another_seed_differs(write_recipe) -> None:
+    recipe = write_recipe()
+    first = metrics(train(recipe, "exp.run_name=a") / "run_0")
+    again = metrics(train(recipe, "exp.run_name=b") / "run_0")
+    other = metrics(train(recipe, "exp.run_name=c", "exp.seeds=[2]") / "run_0")
+    assert first == again
+    assert first["test"]["loss"] != other["test"]["loss"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 8])
+def test_the_logged_loss_is_on_the_scale_of_the_evaluation_loss(write_recipe, accumulation: int) -> None:
+    # With a learning rate of next to nothing both are the loss of the untrained model.
+    recipe = write_recipe(
+        train__batch_size=4, train__gradient_accumulation_steps=accumulation, train__learning_rate=1e-9,
+        train__num_train_epochs=1, model__lora_dropout=0.0,
+    )  # fmt: skip
+    root = train(recipe, "train_metrics_rows=1000")
+    found = json.loads((root / "run_0" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["training"]["loss"] == pytest.approx(found["train"]["loss"], rel=1e-4)
+
+
+def test_the_best_model_is_kept_and_training_stops_early(write_recipe) -> None:
+    recipe = write_recipe(
+        train__num_train_epochs=30, train__learning_rate=3e-2, train__early_stopping_patience=1,
+        train__metric_for_best_model="loss", train__save_total_limit=2,
+    )  # fmt: skip
+    run = train(recipe) / "run_0"
+    history = json.loads((run / "checkpoints/last/progress.json").read_text(encoding="utf-8"))["history"]
+    losses = [h["validation"]["loss"] for h in history]
+    found = metrics(run)
+    assert len(losses) < 30
+    assert losses[-1] >= min(losses)
+    assert found["validation"]["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert found["best_step"] == history[losses.index(min(losses))]["step"]
+    assert (run / "checkpoints/best_2").exists() == (losses.index(min(losses)) > 0)
+
+
+def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write_recipe) -> None:
+    recipe = write_recipe(train__num_train_epochs=1)
+    root = train(recipe)
+    before = (root / "run_0" / "metrics.json").stat().st_mtime_ns
+    train(recipe)
+    assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(UserMistake, match=r"train\.learning_rate was 0\.002, is now 0\.005.*exp\.overwrite=true"):
+        train(recipe, "train.learning_rate=5e-3")
+    assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
+    train(recipe, "train.learning_rate=5e-3", "exp.overwrite=true")
+    assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
+
+
+def test_a_secret_is_written_nowhere(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_environment_secret")
+    root = train(write_recipe(train__num_train_epochs=1, model__hf_token="hf_recipe_secret"))
+    for path in root.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"hf_recipe_secret" not in content, path
+            assert b"hf_environment_secret" not in content, path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path) -> None:
+    recipe = write_recipe(train__num_train_epochs=12, train__logging_steps=1, train__lr_scheduler_type="cosine")
+    command = [sys.executable, "-m", "llmcls.train", str(recipe)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "exp.run_name=whole"], env=environment, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "outputs" / "tiny-llama" / "products"
+    log = root / "cut" / "run_0" / "metrics.jsonl"
+    process = subprocess.Popen([*command, "exp.run_name=cut"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"train"') >= 15):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED, errors
+    assert not (root / "cut" / "run_0" / "metrics.json").exists()
+    done = subprocess.run([*command, "exp.run_name=cut"], env=environment, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"going on after step" in done.stderr
+    assert metrics(root / "cut" / "run_0") == metrics(root / "whole" / "run_0")
+
+    def curve(name: str) -> list[tuple[int, str, float]]:
+        lines = [json.loads(line) for line in (root / name / "run_0" / "metrics.jsonl").open(encoding="utf-8")]
+        return [(line["step"], line["split"], line["loss"]) for line in lines]
+
+    assert curve("cut") == curve("whole")
+
+
+def test_wandb_offline_gets_the_numbers(write_recipe) -> None:
+    root = train(write_recipe(train__num_train_epochs=1, train__report_to=["wandb"]))
+    assert list((root / "run_0" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "binary_classification"])
+def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
+    from tests.conftest import write_csv
+
+    names = ["pear", "apple", "fig"][: 2 if kind.startswith("binary") else 3]
+    for split, count in (("train", 90), ("validation", 30), ("test", 30)):
+        rows = [
+            {"uid": i, "text": f"about {names[i % len(names)]} {i % 7}", "kind": names[i % len(names)]}
+            for i in range(count)
+        ]
+        write_csv(tmp_path / f"{split}.csv", rows)
+    recipe = write_recipe(
+        data__train_csv=str(tmp_path / "train.csv"), data__val_csv=str(tmp_path / "validation.csv"),
+        data__test_csv=str(tmp_path / "test.csv"), data__text_fields=["text"], data__label_columns=["kind"],
+        model__problem_type=kind, train__num_train_epochs=8, train__learning_rate=5e-3, model__lora_dropout=0.0,
+        train__metric_for_best_model="accuracy",
+    )  # fmt: skip
+    found = metrics(train(recipe) / "run_0")
+    assert found["labels"] == sorted(names)
+    assert found["test"]["accuracy"] == 1.0

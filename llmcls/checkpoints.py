@@ -22,9 +22,10 @@ from torch import nn
 
 from llmcls import UserMistake
 from llmcls.data import LabelSpace
-from llmcls.engine import load_optimizer_state, load_trainable_state, optimizer_state, trainable_state, unwrapped
+from llmcls.engine import unwrapped
 from llmcls.files import current_folder, read_json, replacing_folder, write_json
 from llmcls.recipe import Recipe, recipe_to_dict, recipe_to_yaml
+from llmcls.state import load_optimizer_moments, load_trained_weights, optimizer_moments, trained_weights
 
 WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
 
@@ -56,8 +57,8 @@ class Progress:
 
 def save_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
     """Write `checkpoints/last`. Every rank must call it; the main one writes."""
-    weights = trainable_state(accelerator, model)
-    moments = optimizer_state(accelerator, model, optimizer)
+    weights = trained_weights(accelerator, model)
+    moments = optimizer_moments(accelerator, model, optimizer)
     if accelerator.is_main_process:
         with replacing_folder(folder / "last") as temporary:
             save_file(weights, temporary / WEIGHTS)
@@ -72,20 +73,20 @@ def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimize
     if last is None:
         return None
     progress = Progress(**read_json(last / PROGRESS))
-    load_trainable_state(accelerator, model, load_file(last / WEIGHTS))
+    load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
     saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
     if saved["class"] != type(optimizer.optimizer).__name__:
         raise UserMistake(
             f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use "
             f"{type(optimizer.optimizer).__name__}; go on where it was started, or set exp.overwrite=true to start anew"
         )
-    load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
+    load_optimizer_moments(accelerator, model, optimizer, saved["optimizer"])
     return progress
 
 
 def save_best(folder: Path, accelerator: Accelerator, model: nn.Module, keep: int) -> None:
     """Write `checkpoints/best`, moving earlier ones back to `best_2` ... `best_<keep>`. Collective."""
-    weights = trainable_state(accelerator, model)
+    weights = trained_weights(accelerator, model)
     if accelerator.is_main_process:
         for rank in range(keep, 1, -1):
             newer = folder / ("best" if rank == 2 else f"best_{rank - 1}")
@@ -104,14 +105,14 @@ def load_best(folder: Path, accelerator: Accelerator, model: nn.Module) -> None:
     best = current_folder(folder / "best")
     if best is None:
         raise FileNotFoundError(f"{folder}: no best checkpoint was written")
-    load_trainable_state(accelerator, model, load_file(best / WEIGHTS))
+    load_trained_weights(accelerator, model, load_file(best / WEIGHTS))
 
 
 def save_model(
     folder: Path, accelerator: Accelerator, model: nn.Module, tokenizer: Any, labels: LabelSpace, recipe: Recipe
 ) -> None:
     """Write `model/`: adapter and head in peft's format (or the whole model), tokenizer, label names. Collective."""
-    weights = trainable_state(accelerator, model)
+    weights = trained_weights(accelerator, model)
     if accelerator.is_main_process:
         with replacing_folder(folder) as temporary:
             inner = unwrapped(model).model

@@ -1,7 +1,8 @@
-"""The engine: what differs between one process, DDP, FSDP and DeepSpeed, in one place.
+"""The engine: what differs between one process, DDP, FSDP2 and DeepSpeed, in one place.
 
-The loop asks for an accelerator, for gradients that are (not yet) exchanged, and for named full weights;
-which engine answers is the profile's business.
+The loop asks for an accelerator and for gradients that are (not yet) exchanged; which engine answers is the
+profile's business. An engine that was asked for and did not engage stops the run: accelerate would let every
+rank train a whole model of its own and overwrite the others' files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -20,40 +22,100 @@ from llmcls import UserMistake
 from llmcls.model import AUTOCAST, Classifier
 from llmcls.recipe import Recipe
 
+# Set by `llmcls.rehearse`: run the profile's real engine on CPU processes, over gloo.
+REHEARSAL = "LLMCLS_REHEARSAL"
+
 
 def open_accelerator(recipe: Recipe) -> Accelerator:
     """The process group and device of the profile, in the recipe's precision.
 
     Raises
     ------
-    UserMistake: the launcher started more processes than joined the group (each would then train alone
-        and overwrite the others' files).
+    UserMistake: the launcher started more processes than joined the group, or the sharded engine of the profile
+        is not engaged.
     """
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
+    if _flag(REHEARSAL):
+        _stand_in_for_gpus()
     # Without a GPU, accelerate joins plain launched processes only when told that it runs on CPUs; a sharded
-    # engine must not be talked into that, or every rank would quietly train a whole model of its own.
-    sharded = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
-    on_cpu = not torch.accelerator.is_available() and not sharded
+    # engine must not be talked into that.
+    on_cpu = not torch.accelerator.is_available() and not sharded and not _flag(REHEARSAL)
     # Accumulation stays 1 here: the loop weights each micro-batch itself, by its samples.
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision=AUTOCAST[recipe.model.torch_dtype], gradient_accumulation_steps=1
     )
+    advice = (
+        "use accel_configs/cpu.yaml without a GPU, `python -m llmcls.rehearse` to try this profile on CPU processes, "
+        "or check that every process sees its GPU"
+    )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked != accelerator.num_processes:
         raise UserMistake(
-            f"the launcher started {asked} processes, but they form {accelerator.num_processes} group(s) of one: "
-            f"the profile's engine was not engaged on this machine ({accelerator.device.type}); "
-            "use accel_configs/cpu.yaml without a GPU, or check that every process sees its GPU"
+            f"the launcher started {asked} processes, but the process group has {accelerator.num_processes}: "
+            f"the profile's engine is not engaged on this machine ({accelerator.device.type}); {advice}"
         )
+    if sharded and accelerator.distributed_type.value not in sharded:
+        raise UserMistake(
+            f"the profile asks for {sharded[0]}, but accelerate engaged {accelerator.distributed_type.value} "
+            f"on this machine ({accelerator.device.type}); {advice}"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _fill_deepspeed(accelerator, recipe)
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserMistake("the profile has fsdp_version 1, which cannot shard a 4-bit model; set fsdp_version: 2")
     _use_all_cores(accelerator)
     return accelerator
 
 
-def _use_all_cores(accelerator: Accelerator) -> None:
-    """Undo the launcher's OMP_NUM_THREADS=1 for processes that compute on the CPU: share its cores between them."""
-    if accelerator.device.type != "cpu" or "TORCHELASTIC_RUN_ID" not in os.environ:
+def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tuple[nn.Module, Any]:
+    """Hand model and optimizer to the engine, and see that a sharded one did shard.
+
+    Raises
+    ------
+    RuntimeError: FSDP or ZeRO left every rank with whole copies.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
+        # A 4-bit weight travels as a tensor of its storage dtype, which is the compute dtype, so this cast never
+        # touches it; gradients are summed in float32.
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    # Engines say "train" to what they wrap; the loop says it again when it begins.
+    return prepared, optimizer
+
+
+def shard_sizes(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, int]:
+    """How much of the model and the optimizer this rank holds, in elements: ``{"weights", "weights_whole",
+    "moments", "moments_whole"}``. Call after the first optimizer step."""
+    module = unwrapped(model)
+    sizes = {"weights": 0, "weights_whole": 0, "moments": 0, "moments_whole": 0}
+    for parameter in module.parameters():
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        whole = getattr(parameter, "ds_numel", None) or parameter.numel()
+        held = parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else local.numel()
+        sizes["weights"] += held
+        sizes["weights_whole"] += whole
+        if parameter.requires_grad:
+            sizes["moments_whole"] += whole
+    for state in torch_optimizer(optimizer).state.values():
+        moment = state.get("exp_avg", state.get("state1"))
+        if moment is not None:
+            sizes["moments"] += moment.to_local().numel() if hasattr(moment, "to_local") else moment.numel()
+    return sizes
+
+
+def refuse_whole_copies(accelerator: Accelerator, sizes: dict[str, int]) -> None:
+    """Stop when a sharded engine left this rank with everything."""
+    if accelerator.num_processes == 1 or engine_name(accelerator) not in ("fsdp", "deepspeed"):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    zero = _zero_stage(accelerator)
+    kind = "weights" if zero in (None, 3) else "moments"
+    if sizes[kind] >= sizes[f"{kind}_whole"]:
+        raise RuntimeError(f"{engine_name(accelerator)} was asked for, but every rank holds all {kind}: {sizes}")
 
 
 @contextmanager
@@ -81,7 +143,7 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def unwrapped(model: nn.Module) -> Classifier:
-    """The classifier inside what ``accelerator.prepare`` returned.
+    """The classifier inside what `prepare` returned.
 
     Accelerate's own `unwrap_model` imports DeepSpeed to look for its class, which takes seconds.
     """
@@ -90,51 +152,57 @@ def unwrapped(model: nn.Module) -> Classifier:
     return model
 
 
-def trainable_state(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every trained parameter, whole, on the CPU, by its name in the unwrapped model. Collective."""
-    module = unwrapped(model)
-    return {n: p.detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
-
-
-def load_trainable_state(accelerator: Accelerator, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Put the values of `trainable_state` back into the model. Collective."""
-    module = unwrapped(model)
-    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    if parameters.keys() != state.keys():
-        odd = sorted(parameters.keys() ^ state.keys())
-        raise UserMistake(f"the checkpoint belongs to another model: {', '.join(odd[:5])} stand in only one of the two")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
-
-
-def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, dict[str, Any]]:
-    """The optimizer's state of each trained parameter, whole, on the CPU, by parameter name. Collective."""
-    module = unwrapped(model)
-    inner = optimizer.optimizer
-    return {
-        n: {k: v.detach().cpu().clone() if torch.is_tensor(v) else v for k, v in inner.state.get(p, {}).items()}
-        for n, p in module.named_parameters()
-        if p.requires_grad
-    }
-
-
-def load_optimizer_state(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, dict[str, Any]]
-) -> None:
-    """Put the values of `optimizer_state` back. Collective."""
-    module = unwrapped(model)
-    inner = optimizer.optimizer
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            inner.state[parameter] = {
-                # AdamW's step counter stays where it was made; everything else lies beside its parameter.
-                k: v.to(parameter.device) if torch.is_tensor(v) and v.dim() > 0 else v
-                for k, v in state[name].items()
-            }
-
-
 def engine_name(accelerator: Accelerator) -> str:
     """What the profile engaged, for logs: "single", "multi_gpu", "multi_cpu", "fsdp", "deepspeed"."""
     kind = accelerator.distributed_type
     return "single" if kind == DistributedType.NO else kind.value.lower()
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
+
+
+def _zero_stage(accelerator: Accelerator) -> int | None:
+    plugin = accelerator.state.deepspeed_plugin
+    return None if plugin is None else int(plugin.zero_stage)
+
+
+def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The innermost optimizer, under accelerate's and DeepSpeed's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _fill_deepspeed(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Give DeepSpeed the recipe's values; the profile holds none of them."""
+    train = recipe.train
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    # Steps are cut into micro-batches by the loop, which also weights their losses; DeepSpeed must not divide again.
+    config["gradient_accumulation_steps"] = 1
+    config["train_micro_batch_size_per_gpu"] = train.batch_size
+    config["train_batch_size"] = train.batch_size * accelerator.num_processes
+    config["gradient_clipping"] = train.max_grad_norm
+    config["zero_allow_untested_optimizer"] = True
+
+
+def _stand_in_for_gpus() -> None:
+    """Let launched CPU processes pass for GPU ones, so that accelerate engages FSDP or DeepSpeed over gloo."""
+    real = PartialState._prepare_backend
+
+    def prepare_backend(self: Any, cpu: bool = False, *args: Any, **kwargs: Any) -> tuple[str, DistributedType]:
+        if "LOCAL_RANK" in os.environ and not cpu and not torch.accelerator.is_available():
+            return "gloo", DistributedType.MULTI_GPU
+        return real(self, cpu, *args, **kwargs)
+
+    PartialState._prepare_backend = prepare_backend
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def _use_all_cores(accelerator: Accelerator) -> None:
+    """Undo the launcher's OMP_NUM_THREADS=1 for processes that compute on the CPU: share its cores between them."""
+    if accelerator.device.type != "cpu" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

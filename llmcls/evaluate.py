@@ -17,7 +17,7 @@ from llmcls.batching import collate, plan_evaluation
 from llmcls.data import LabelSpace, Split
 from llmcls.engine import sum_over_ranks
 from llmcls.files import replacing
-from llmcls.losses import LossSpec, build_loss
+from llmcls.losses import build_loss
 from llmcls.metrics import evaluate_predictions, to_probabilities
 from llmcls.recipe import Recipe
 from llmcls.thresholds import Thresholds, apply_thresholds
@@ -103,7 +103,7 @@ def score_split(scorer: Scorer, split: Split) -> np.ndarray:
 
 
 def evaluate_logits(
-    logits: np.ndarray, split_labels: np.ndarray, labels: LabelSpace, thresholds: Thresholds, loss: LossSpec
+    logits: np.ndarray, split_labels: np.ndarray, labels: LabelSpace, thresholds: Thresholds
 ) -> Evaluation:
     """Probabilities, decisions and metrics of scored rows.
 
@@ -111,8 +111,8 @@ def evaluate_logits(
     """
     probabilities = to_probabilities(logits, labels.problem_type)
     predicted = apply_thresholds(probabilities, thresholds, labels.problem_type)
-    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names, labels.problem_type)
-    per_sample = build_loss(loss, labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
+    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names)
+    per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
     return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
 
 

@@ -26,7 +26,7 @@ from llmcls.data import LabelSpace, Split
 from llmcls.engine import any_rank, gradients_kept_local, sum_over_ranks
 from llmcls.evaluate import Scorer, evaluate_logits, score_split
 from llmcls.interrupt import Interrupted, stop_requested
-from llmcls.losses import LossSpec, build_loss
+from llmcls.losses import build_loss
 from llmcls.metrics import metric_direction
 from llmcls.optim import learning_rate_factor, set_learning_rate
 from llmcls.recipe import Recipe
@@ -45,7 +45,6 @@ class Run:
     folder: Path
     accelerator: Accelerator
     labels: LabelSpace
-    loss: LossSpec
     thresholds: Thresholds
     train: Split
     validation: Split | None
@@ -127,7 +126,7 @@ def optimizer_step(
     micro-batches hold different numbers of them.
     """
     accelerator, recipe = run.accelerator, run.recipe
-    loss_of = build_loss(run.loss, run.labels.problem_type)
+    loss_of = build_loss(run.labels.problem_type)
     # Dropout is a function of seed, step and rank: a resumed run draws the masks an uninterrupted one would.
     sequence = np.random.SeedSequence([run.seed, number, accelerator.process_index])
     torch.manual_seed(int(sequence.generate_state(1)[0]))
@@ -214,7 +213,7 @@ def _evaluate_and_save(run: Run, model: nn.Module, optimizer: Any, scorer: Score
     better = True
     if run.validation is not None:
         logits = score_split(scorer, run.validation)
-        metrics = evaluate_logits(logits, run.validation.labels, run.labels, run.thresholds, run.loss).metrics
+        metrics = evaluate_logits(logits, run.validation.labels, run.labels, run.thresholds).metrics
         name = run.recipe.train.metric_for_best_model
         value = metrics[name]
         if value is None:

@@ -1,32 +1,29 @@
-"""Losses: one number per sample, in float32, so that any micro-batching can weight them."""
+"""Losses: one number per sample, in float32, so that the loop can weight samples whatever their micro-batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from llmcls.recipe import Recipe
+# (logits [batch, labels], targets) -> float32 [batch]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class LossSpec:
-    """name: "bce" or "cross_entropy"."""
+def build_loss(problem_type: str) -> Loss:
+    """Binary cross-entropy, mean over labels (multi-label), or cross-entropy (classes).
 
-    name: str
-
-
-def loss_of(recipe: Recipe) -> LossSpec:
-    """Binary cross-entropy for multi-label, cross-entropy for classes."""
-    return LossSpec("bce" if recipe.model.problem_type == "multi_label_classification" else "cross_entropy")
+    Targets are float32 [batch, labels] of 0/1 for the former, int64 [batch] for the latter.
+    """
+    return binary_cross_entropy if problem_type == "multi_label_classification" else cross_entropy
 
 
-def build_loss(spec: LossSpec, problem_type: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A function (logits [batch, labels], targets) -> loss per sample, float32 [batch]."""
-    if spec.name == "bce":
-        return lambda logits, targets: F.binary_cross_entropy_with_logits(
-            logits.float(), targets, reduction="none"
-        ).mean(-1)
-    return lambda logits, targets: F.cross_entropy(logits.float(), targets, reduction="none")
+def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 [batch]: mean over labels of -t log s(x) - (1 - t) log(1 - s(x)), from logits, so without overflow."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(dim=-1)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 [batch]: -log softmax(x)[t]."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")

@@ -27,7 +27,6 @@ from llmcls.data import LabelSpace, Split, read_table, tokenize_split
 from llmcls.engine import open_accelerator, sum_over_ranks
 from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows
 from llmcls.files import read_json, write_json
-from llmcls.losses import loss_of
 from llmcls.metrics import metric_direction, to_probabilities
 from llmcls.model import Classifier, load_base, load_tokenizer
 from llmcls.recipe import Recipe, load_recipe
@@ -124,7 +123,7 @@ def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Acceler
     model = accelerator.prepare_model(load_classifier(run, accelerator.device), evaluation_mode=True)
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
-    thresholds = load_thresholds(run.folder / "thresholds.json")
+    thresholds = load_thresholds(run.folder / "thresholds.json", run.labels.names)
     partial = PartialOutput(output, len(run.labels.names))
     # The main process alone reads and writes the output; the others learn from it where to begin.
     done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
@@ -145,7 +144,7 @@ def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Acceler
     metrics = None
     if accelerator.is_main_process:
         if split.labels is not None:
-            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, loss_of(run.recipe))
+            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds)
             metrics = evaluation.metrics
             write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
             log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])

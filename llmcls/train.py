@@ -29,18 +29,17 @@ from accelerate.utils import set_seed
 from llmcls import UserMistake, __version__, run_command
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
 from llmcls.data import LabelSpace, Split, label_space, read_table, tokenize_split, warn_about_split
-from llmcls.engine import engine_name, open_accelerator
+from llmcls.engine import engine_name, open_accelerator, prepare
 from llmcls.evaluate import Scorer, evaluate_logits, make_scorer, score_split, write_predictions
 from llmcls.files import write_json, write_text
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
 from llmcls.loop import Run, train_loop
-from llmcls.losses import loss_of
 from llmcls.metrics import METRIC_NAMES
 from llmcls.model import build_classifier, count_parameters, load_tokenizer
 from llmcls.optim import build_optimizer, optimizer_name
 from llmcls.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_yaml
 from llmcls.report import experiment_folder, write_report, write_summary
-from llmcls.thresholds import Thresholds, save_thresholds
+from llmcls.thresholds import fixed_thresholds, save_thresholds
 from llmcls.tracking import RunLog, configure_logging, duration
 
 # By name: as a command this module is called "__main__".
@@ -102,7 +101,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     model = build_classifier(recipe, inputs.labels, accelerator.device)
     optimizer = build_optimizer(model, recipe, accelerator.device)
     trainable, whole = count_parameters(model)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     progress = load_last(folder / "checkpoints", accelerator, model, optimizer) or Progress(seed)
     run = Run(
         recipe=recipe,
@@ -110,8 +109,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         folder=folder,
         accelerator=accelerator,
         labels=inputs.labels,
-        loss=loss_of(recipe),
-        thresholds=Thresholds("fixed", [0.5] * len(inputs.labels.names), None, None, False),
+        thresholds=fixed_thresholds(len(inputs.labels.names)),
         train=inputs.train,
         validation=inputs.validation,
         run_log=None,
@@ -167,7 +165,7 @@ def final_metrics(run: Run, scorer: Scorer, inputs: Inputs, progress: Progress) 
     for name, split in (("train", sample), ("validation", inputs.validation), ("test", inputs.test)):
         if split is None:
             continue
-        evaluation = evaluate_logits(score_split(scorer, split), split.labels, run.labels, run.thresholds, run.loss)
+        evaluation = evaluate_logits(score_split(scorer, split), split.labels, run.labels, run.thresholds)
         result[name] = evaluation.metrics
         run.record(progress.step, f"final_{name}", {k: v for k, v in evaluation.metrics.items() if k != "per_class"})
         log.info(

@@ -11,11 +11,10 @@ from accelerate.state import AcceleratorState
 
 from llmcls.batching import plan_epoch
 from llmcls.loop import Run, optimizer_step
-from llmcls.losses import loss_of
 from llmcls.model import build_classifier
 from llmcls.optim import build_optimizer, learning_rate_factor
 from llmcls.recipe import load_recipe
-from llmcls.thresholds import Thresholds
+from llmcls.thresholds import fixed_thresholds
 from llmcls.train import load_inputs
 
 
@@ -29,8 +28,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     model = build_classifier(recipe, inputs.labels, accelerator.device)
     optimizer = build_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    thresholds = Thresholds("fixed", [0.5] * len(inputs.labels.names), None, None, False)
-    run = Run(recipe, 3, Path(), accelerator, inputs.labels, loss_of(recipe), thresholds, inputs.train, None, None)
+    thresholds = fixed_thresholds(len(inputs.labels.names))
+    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None)
     step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
     loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)

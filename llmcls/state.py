@@ -1,0 +1,117 @@
+"""State: trained weights and optimizer moments, whole and by name, whatever engine holds them.
+
+Under FSDP2 a parameter is a `DTensor`, under DeepSpeed a slice of a flat buffer; here each becomes one CPU
+tensor under its name in the classifier, and goes back. A checkpoint written so is independent of the engine and
+of the number of processes. Every function is collective: all ranks call it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from llmcls import UserMistake
+from llmcls.engine import torch_optimizer, unwrapped
+
+Moments = dict[str, dict[str, Any]]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {n: p for n, p in unwrapped(model).named_parameters() if p.requires_grad}
+
+
+def trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every trained parameter, whole, on the CPU (under DeepSpeed its float32 master copy)."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {n: safe_get_full_fp32_param(p).cpu().clone() for n, p in trained_parameters(model).items()}
+    return {n: _whole(p) for n, p in trained_parameters(model).items()}
+
+
+def load_trained_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put the values of `trained_weights` back.
+
+    Raises
+    ------
+    UserMistake: the names are not those of this model.
+    """
+    parameters = trained_parameters(model)
+    if parameters.keys() != weights.keys():
+        odd = sorted(parameters.keys() ^ weights.keys())
+        raise UserMistake(f"the checkpoint belongs to another model: {', '.join(odd[:5])} stand in only one of the two")
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if deepspeed:
+        from deepspeed.utils import safe_set_full_fp32_param
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if deepspeed:
+                safe_set_full_fp32_param(parameter, weights[name].to(accelerator.device))
+            else:
+                parameter.copy_(_like(weights[name], parameter))
+
+
+def optimizer_moments(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Moments:
+    """The optimizer's state of each trained parameter, whole, on the CPU."""
+    inner = torch_optimizer(optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        # One counter for all: DeepSpeed keeps its state by flat partition.
+        step = next((s["step"] for s in inner.state.values() if "step" in s), 0)
+        return {
+            n: {"step": torch.tensor(float(step))}
+            | {k: safe_get_full_optimizer_state(p, k).cpu().clone() for k in ("exp_avg", "exp_avg_sq")}
+            for n, p in trained_parameters(model).items()
+        }
+    return {
+        n: {k: _whole(v) if torch.is_tensor(v) else v for k, v in inner.state.get(p, {}).items()}
+        for n, p in trained_parameters(model).items()
+    }
+
+
+def load_optimizer_moments(accelerator: Accelerator, model: nn.Module, optimizer: Any, moments: Moments) -> None:
+    """Put the values of `optimizer_moments` back."""
+    inner = torch_optimizer(optimizer)
+    parameters = trained_parameters(model)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in parameters.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                safe_set_full_optimizer_state(parameter, moments[name][key].to(accelerator.device), key)
+        for state in inner.state.values():
+            if "step" in state:
+                value = float(next(iter(moments.values()))["step"])
+                state["step"] = torch.full_like(state["step"], value) if torch.is_tensor(state["step"]) else int(value)
+        return
+    for name, parameter in parameters.items():
+        inner.state[parameter] = {
+            # AdamW's step counter stays where it was made; everything of the parameter's shape lies beside it.
+            k: _like(v, parameter) if torch.is_tensor(v) and v.shape == parameter.shape else _beside(v, parameter)
+            for k, v in moments[name].items()
+        }
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``value`` on the parameter's device, and sharded as it is."""
+    if not hasattr(parameter, "device_mesh"):
+        return value.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = parameter.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements)
+
+
+def _beside(value: Any, parameter: torch.Tensor) -> Any:
+    return value.to(parameter.device) if torch.is_tensor(value) and value.dim() > 0 else value

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from llmcls.metrics import METRIC_NAMES, evaluate_predictions, metric_direction, to_probabilities
+
+NAMES = ["a", "b", "c"]
+
+
+def random_case(seed: int, rows: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random((rows, 3), dtype=np.float32), (rng.random((rows, 3)) < [0.1, 0.5, 0.9]).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_are_scikit_learns(seed: int) -> None:
+    scores, true = random_case(seed)
+    predicted = scores >= 0.5
+    found = evaluate_predictions(scores, true, predicted, NAMES)
+    for average in ("micro", "macro", "weighted", "samples"):
+        for kind, reference in (("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score)):
+            assert found[f"{kind}_{average}"] == pytest.approx(
+                reference(true, predicted, average=average, zero_division=0)
+            )
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
+    assert found["average_precision_macro"] == pytest.approx(sk.average_precision_score(true, scores, average="macro"))
+    assert found["roc_auc_macro"] == pytest.approx(sk.roc_auc_score(true, scores, average="macro"))
+    assert [found["per_class"][n]["support"] for n in NAMES] == true.sum(0).tolist()
+    assert METRIC_NAMES - {"loss"} <= set(found)
+
+
+def test_what_has_no_meaning_is_none_and_never_nan() -> None:
+    scores, true = random_case(0)
+    true[:, 0], true[:, 1] = 0, 1
+    found = evaluate_predictions(scores, true, scores >= 0.5, NAMES)
+    assert found["per_class"]["a"]["average_precision"] is None
+    assert found["per_class"]["a"]["roc_auc"] is None
+    assert found["per_class"]["b"]["roc_auc"] is None
+    assert found["per_class"]["b"]["average_precision"] == pytest.approx(1.0)
+    assert found["roc_auc_macro"] == pytest.approx(sk.roc_auc_score(true[:, 2], scores[:, 2]))
+    nothing = evaluate_predictions(scores[:1], true[:1] * 0, scores[:1] > 2, NAMES)
+    assert nothing["f1_micro"] == 0.0
+    assert nothing["average_precision_macro"] is None
+
+
+def test_classes_are_measured_as_one_hot_rows() -> None:
+    scores, _ = random_case(1)
+    true = np.random.default_rng(2).integers(0, 3, 200)
+    predicted = np.arange(3) == scores.argmax(1)[:, None]
+    found = evaluate_predictions(scores, true, predicted, NAMES)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, scores.argmax(1)))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(true, scores.argmax(1), average="macro"))
+
+
+def test_probabilities_survive_extreme_logits() -> None:
+    logits = np.array([[-1e4, 0.0, 1e4]], dtype=np.float32)
+    assert to_probabilities(logits, "multi_label_classification").tolist() == [[0.0, 0.5, 1.0]]
+    assert to_probabilities(logits, "single_label_classification").tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_less_loss_is_better() -> None:
+    assert metric_direction("loss") == metric_direction("hamming_loss") == -1
+    assert metric_direction("f1_micro") == 1

@@ -22,7 +22,7 @@ from torch import nn
 
 from llmcls import UserMistake
 from llmcls.data import LabelSpace
-from llmcls.engine import unwrapped
+from llmcls.engine import torch_optimizer, unwrapped
 from llmcls.files import current_folder, read_json, replacing_folder, write_json
 from llmcls.recipe import Recipe, recipe_to_dict, recipe_to_yaml
 from llmcls.state import load_optimizer_moments, load_trained_weights, optimizer_moments, trained_weights
@@ -62,7 +62,8 @@ def save_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimize
     if accelerator.is_main_process:
         with replacing_folder(folder / "last") as temporary:
             save_file(weights, temporary / WEIGHTS)
-            torch.save({"optimizer": moments, "class": type(optimizer.optimizer).__name__}, temporary / OPTIMIZER)
+            kind = type(torch_optimizer(optimizer)).__name__
+            torch.save({"optimizer": moments, "class": kind}, temporary / OPTIMIZER)
             write_json(temporary / PROGRESS, dataclasses.asdict(progress))
     accelerator.wait_for_everyone()
 
@@ -75,10 +76,11 @@ def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimize
     progress = Progress(**read_json(last / PROGRESS))
     load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
     saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
-    if saved["class"] != type(optimizer.optimizer).__name__:
+    kind = type(torch_optimizer(optimizer)).__name__
+    if saved["class"] != kind:
         raise UserMistake(
             f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use "
-            f"{type(optimizer.optimizer).__name__}; go on where it was started, or set exp.overwrite=true to start anew"
+            f"{kind}; go on where it was started, or set exp.overwrite=true to start anew"
         )
     load_optimizer_moments(accelerator, model, optimizer, saved["optimizer"])
     return progress

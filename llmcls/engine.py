@@ -60,6 +60,12 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
             f"on this machine ({accelerator.device.type}); {advice}"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if recipe.model.use_4bit and _zero_stage(accelerator) == 3:
+            raise recipe.mistake(
+                "model.use_4bit",
+                "is true, but ZeRO-3 cannot shard 4-bit weights; use accel_configs/fsdp_qlora.yaml or zero2.yaml, "
+                "or set it to false",
+            )
         _fill_deepspeed(accelerator, recipe)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserMistake("the profile has fsdp_version 1, which cannot shard a 4-bit model; set fsdp_version: 2")
@@ -68,12 +74,7 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tuple[nn.Module, Any]:
-    """Hand model and optimizer to the engine, and see that a sharded one did shard.
-
-    Raises
-    ------
-    RuntimeError: FSDP or ZeRO left every rank with whole copies.
-    """
+    """Hand model and optimizer to the engine."""
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
         # A 4-bit weight travels as a tensor of its storage dtype, which is the compute dtype, so this cast never
         # touches it; gradients are summed in float32.
@@ -83,39 +84,38 @@ def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tupl
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    # Engines say "train" to what they wrap; the loop says it again when it begins.
-    return prepared, optimizer
+    return accelerator.prepare(model, optimizer)
 
 
-def shard_sizes(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, int]:
-    """How much of the model and the optimizer this rank holds, in elements: ``{"weights", "weights_whole",
-    "moments", "moments_whole"}``. Call after the first optimizer step."""
-    module = unwrapped(model)
+def check_shards(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, int]:
+    """How much this rank holds, and that a sharded engine did shard. Call after the first optimizer step.
+
+    Returns
+    -------
+    Elements on this rank and in all: ``{"weights", "weights_whole", "moments", "moments_whole"}``; moments are
+    AdamW's first, of the trained parameters.
+
+    Raises
+    ------
+    RuntimeError: FSDP or ZeRO left every rank with whole copies.
+    """
     sizes = {"weights": 0, "weights_whole": 0, "moments": 0, "moments_whole": 0}
-    for parameter in module.parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        whole = getattr(parameter, "ds_numel", None) or parameter.numel()
-        held = parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else local.numel()
-        sizes["weights"] += held
+    for parameter in unwrapped(model).parameters():
+        # ZeRO-3 leaves an empty tensor and keeps the rank's part beside it; FSDP2 makes a DTensor.
+        whole = getattr(parameter, "ds_numel", parameter.numel())
+        sizes["weights"] += parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else _local(parameter)
         sizes["weights_whole"] += whole
-        if parameter.requires_grad:
-            sizes["moments_whole"] += whole
+        sizes["moments_whole"] += whole if parameter.requires_grad else 0
     for state in torch_optimizer(optimizer).state.values():
-        moment = state.get("exp_avg", state.get("state1"))
-        if moment is not None:
-            sizes["moments"] += moment.to_local().numel() if hasattr(moment, "to_local") else moment.numel()
+        sizes["moments"] += _local(state.get("exp_avg", state.get("state1")))
+    sharded = "weights" if _zero_stage(accelerator) in (None, 3) else "moments"
+    if accelerator.num_processes > 1 and shards_state(accelerator) and sizes[sharded] >= sizes[f"{sharded}_whole"]:
+        raise RuntimeError(f"{engine_name(accelerator)} was asked for, but every rank holds all {sharded}: {sizes}")
     return sizes
 
 
-def refuse_whole_copies(accelerator: Accelerator, sizes: dict[str, int]) -> None:
-    """Stop when a sharded engine left this rank with everything."""
-    if accelerator.num_processes == 1 or engine_name(accelerator) not in ("fsdp", "deepspeed"):
-        return
-    zero = _zero_stage(accelerator)
-    kind = "weights" if zero in (None, 3) else "moments"
-    if sizes[kind] >= sizes[f"{kind}_whole"]:
-        raise RuntimeError(f"{engine_name(accelerator)} was asked for, but every rank holds all {kind}: {sizes}")
+def _local(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
 
 
 @contextmanager
@@ -152,6 +152,11 @@ def unwrapped(model: nn.Module) -> Classifier:
     return model
 
 
+def shards_state(accelerator: Accelerator) -> bool:
+    """Whether the optimizer sees only this rank's part of each parameter."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def engine_name(accelerator: Accelerator) -> str:
     """What the profile engaged, for logs: "single", "multi_gpu", "multi_cpu", "fsdp", "deepspeed"."""
     kind = accelerator.distributed_type
@@ -176,7 +181,12 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 def _fill_deepspeed(accelerator: Accelerator, recipe: Recipe) -> None:
     """Give DeepSpeed the recipe's values; the profile holds none of them."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     train = recipe.train
+    # Under ZeRO-3 transformers would cut the weights up while reading them, past every check of completeness;
+    # each rank reads them whole instead, in main memory, and DeepSpeed cuts them up afterwards.
+    unset_hf_deepspeed_config()
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     # Steps are cut into micro-batches by the loop, which also weights their losses; DeepSpeed must not divide again.
     config["gradient_accumulation_steps"] = 1
@@ -198,6 +208,12 @@ def _stand_in_for_gpus() -> None:
     PartialState._prepare_backend = prepare_backend
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ["DS_ACCELERATOR"] = "cpu"
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        import deepspeed
+
+        # DeepSpeed would compile a shared-memory collective in C++, and wait for ever for a lock that a killed
+        # run left; gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _use_all_cores(accelerator: Accelerator) -> None:

@@ -23,7 +23,7 @@ from llmcls import UserMistake
 from llmcls.batching import BatchSpec, Step, collate, plan_epoch, steps_per_epoch
 from llmcls.checkpoints import Progress, save_best, save_last
 from llmcls.data import LabelSpace, Split
-from llmcls.engine import any_rank, gradients_kept_local, sum_over_ranks
+from llmcls.engine import any_rank, check_shards, gradients_kept_local, sum_over_ranks
 from llmcls.evaluate import Scorer, evaluate_logits, score_split
 from llmcls.interrupt import Interrupted, stop_requested
 from llmcls.losses import build_loss
@@ -86,12 +86,16 @@ def train_loop(run: Run, model: nn.Module, optimizer: Any, scorer: Scorer, progr
     display = StepDisplay(run.total_steps, progress.step, run.accelerator.is_main_process)
     window = _Window(progress, run.accelerator.device)
     model.train()
+    shards_checked = False
     try:
         while progress.step < run.total_steps and not _out_of_patience(run, progress):
             for step in plan_epoch(run.train.lengths, run.batches, run.seed, progress.epoch, progress.step_in_epoch):
                 window.add(step, optimizer_step(run, model, optimizer, scorer.pad_token_id, step, progress.step))
                 progress.step += 1
                 progress.step_in_epoch += 1
+                if not shards_checked:
+                    shards_checked = True
+                    run.record(progress.step, "engine", check_shards(run.accelerator, model, optimizer))
                 epoch_done = progress.step_in_epoch == per_epoch
                 if epoch_done:
                     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0

@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmcls.engine import torch_optimizer
 from llmcls.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, device: torch.device, sharded: bool = False
+) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; 8-bit when the model is 4-bit and the recipe does not forbid it.
+
+    ``sharded``: the engine hands each rank a part of every parameter (FSDP, DeepSpeed). The 8-bit kernel knows
+    no such tensors, and its moments are small there anyway.
 
     Weight decay is kept off vectors (biases, norms), as in Loshchilov & Hutter's and all later practice.
     """
@@ -28,12 +34,12 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> t
     groups = [g for g in groups if g["params"]]
     rate = recipe.train.learning_rate
     if recipe.model.use_4bit and recipe.train.optim_8bit_when_4bit:
-        reason = _why_no_8bit(device)
+        reason = "the engine shards the optimizer's state" if sharded else _why_no_8bit(device)
         if reason is None:
             import bitsandbytes
 
             return bitsandbytes.optim.AdamW8bit(groups, lr=rate)
-        log.warning("8-bit AdamW is not to be had on %s (%s); torch's AdamW is used", device.type, reason)
+        log.warning("8-bit AdamW is not used on %s (%s); torch's AdamW is", device.type, reason)
     return torch.optim.AdamW(groups, lr=rate, fused=device.type in ("cpu", "cuda"))
 
 
@@ -74,6 +80,6 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 
 def optimizer_name(optimizer: Any) -> str:
     """For logs: the class and where it comes from."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = torch_optimizer(optimizer)
     module = inspect.getmodule(type(inner))
     return f"{type(inner).__name__} ({module.__name__.split('.')[0] if module else 'unknown'})"

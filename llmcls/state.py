@@ -45,13 +45,18 @@ def load_trained_weights(accelerator: Accelerator, model: nn.Module, weights: di
     if parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())
         raise UserMistake(f"the checkpoint belongs to another model: {', '.join(odd[:5])} stand in only one of the two")
-    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    if deepspeed:
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if by_deepspeed:
+        import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if deepspeed:
-                safe_set_full_fp32_param(parameter, weights[name].to(accelerator.device))
+            if by_deepspeed:
+                value = weights[name].to(accelerator.device)
+                safe_set_full_fp32_param(parameter, value)
+                # That was the master copy; what the forward pass reads would follow only at the next step.
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(value)
             else:
                 parameter.copy_(_like(weights[name], parameter))
 

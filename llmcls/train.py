@@ -29,7 +29,7 @@ from accelerate.utils import set_seed
 from llmcls import UserMistake, __version__, run_command
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
 from llmcls.data import LabelSpace, Split, label_space, read_table, tokenize_split, warn_about_split
-from llmcls.engine import engine_name, open_accelerator, prepare
+from llmcls.engine import engine_name, open_accelerator, prepare, shards_state
 from llmcls.evaluate import Scorer, evaluate_logits, make_scorer, score_split, write_predictions
 from llmcls.files import write_json, write_text
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
@@ -99,7 +99,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     """Train one seed, or go on with it, and write everything its run folder holds."""
     set_seed(seed)
     model = build_classifier(recipe, inputs.labels, accelerator.device)
-    optimizer = build_optimizer(model, recipe, accelerator.device)
+    optimizer = build_optimizer(model, recipe, accelerator.device, shards_state(accelerator))
     trainable, whole = count_parameters(model)
     model, optimizer = prepare(accelerator, model, optimizer)
     progress = load_last(folder / "checkpoints", accelerator, model, optimizer) or Progress(seed)

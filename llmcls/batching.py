@@ -26,21 +26,16 @@ from llmcls.data import Split
 class BatchSpec:
     """How rows become steps.
 
-    batch_size: rows in one micro-batch (at most, when ``max_tokens`` is set it is no bound).
-    accumulation: micro-batches of ``batch_size`` that make an optimizer step on each rank.
+    batch_size: rows in one micro-batch (when ``max_tokens`` is set it is no bound).
+    step_rows: rows in one optimizer step, over all ranks: batch size x accumulation x ranks where a run began.
     ranks: processes.
     max_tokens: padded tokens (rows x longest) a micro-batch may hold; None packs by ``batch_size``.
     """
 
     batch_size: int
-    accumulation: int
+    step_rows: int
     ranks: int
     max_tokens: int | None = None
-
-    @property
-    def step_rows(self) -> int:
-        """Rows in one optimizer step, over all ranks."""
-        return self.batch_size * self.accumulation * self.ranks
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def plan_evaluation(
     logits to the last bit, does not depend on the number of ranks.
     """
     order = np.argsort(-lengths, kind="stable")
-    spec = BatchSpec(batch_size, 1, 1, max_tokens)
+    spec = BatchSpec(batch_size, len(order), 1, max_tokens)
     batches = _cut(order, lengths, spec)
     nothing = np.empty(0, dtype=np.int64)
     batches += [nothing] * (-len(batches) % ranks)

@@ -17,6 +17,7 @@ from accelerate import PartialState, init_empty_weights
 
 from llmcls import run_command
 from llmcls.batching import BatchSpec, steps_per_epoch
+from llmcls.loop import step_rows
 from llmcls.model import load_config
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
@@ -48,7 +49,7 @@ def describe(recipe: Recipe, inputs: Inputs, root: Path) -> list[str]:
     config = load_config(recipe.model, inputs.labels)
     billions = _parameters(config, recipe) / 1e9
     train = recipe.train
-    spec = BatchSpec(train.batch_size, train.gradient_accumulation_steps, 1, train.micro_batch_tokens)
+    spec = BatchSpec(train.batch_size, step_rows(recipe, 1), 1, train.micro_batch_tokens)
     steps = steps_per_epoch(len(inputs.train), spec)
     storage = "4-bit" if recipe.model.use_4bit else recipe.model.torch_dtype
     trained = "all weights" if recipe.model.lora_r == 0 else f"LoRA r={recipe.model.lora_r}"

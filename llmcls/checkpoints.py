@@ -34,12 +34,14 @@ WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.
 class Progress:
     """Where a run stands.
 
+    step_rows: rows of an optimizer step, fixed when the run began, so that it may go on with more or fewer processes.
     step: optimizer steps done. epoch, step_in_epoch: the next step to take. stale: evaluations since the best.
     seconds, samples, tokens: training done so far, for throughput over interruptions.
     history: one entry per evaluation.
     """
 
     seed: int
+    step_rows: int
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0

@@ -26,8 +26,13 @@ from llmcls.recipe import Recipe
 REHEARSAL = "LLMCLS_REHEARSAL"
 
 
-def open_accelerator(recipe: Recipe) -> Accelerator:
+def open_accelerator(recipe: Recipe, training: bool = True) -> Accelerator:
     """The process group and device of the profile, in the recipe's precision.
+
+    Parameters
+    ----------
+    training: False for prediction, which needs no sharded engine: every process holds the model and scores its
+        share of the rows, whatever the profile.
 
     Raises
     ------
@@ -35,11 +40,15 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
         is not engaged.
     """
     sharded = [name for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
-    if _flag(REHEARSAL):
+    if not training:
+        for name in sharded:
+            del os.environ[f"ACCELERATE_USE_{name}"]
+        sharded = []
+    if _flag(REHEARSAL) and sharded:
         _stand_in_for_gpus()
     # Without a GPU, accelerate joins plain launched processes only when told that it runs on CPUs; a sharded
     # engine must not be talked into that.
-    on_cpu = not torch.accelerator.is_available() and not sharded and not _flag(REHEARSAL)
+    on_cpu = not torch.accelerator.is_available() and not sharded
     # Accumulation stays 1 here: the loop weights each micro-batch itself, by its samples.
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision=AUTOCAST[recipe.model.torch_dtype], gradient_accumulation_steps=1

@@ -49,17 +49,13 @@ class Run:
     train: Split
     validation: Split | None
     run_log: RunLog | None
+    step_rows: int
 
     @property
     def batches(self) -> BatchSpec:
         """The recipe's batching on this many ranks."""
         train = self.recipe.train
-        return BatchSpec(
-            train.batch_size,
-            train.gradient_accumulation_steps,
-            self.accelerator.num_processes,
-            train.micro_batch_tokens,
-        )
+        return BatchSpec(train.batch_size, self.step_rows, self.accelerator.num_processes, train.micro_batch_tokens)
 
     @property
     def total_steps(self) -> int:
@@ -72,6 +68,11 @@ class Run:
         """Write to the run's log, on the rank that has it."""
         if self.run_log is not None:
             self.run_log.write(step, split, values)
+
+
+def step_rows(recipe: Recipe, ranks: int) -> int:
+    """Rows of one optimizer step of a run that begins on ``ranks`` processes; it keeps them when it moves."""
+    return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
 
 
 def train_loop(run: Run, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress) -> None:
@@ -103,7 +104,7 @@ def train_loop(run: Run, model: nn.Module, optimizer: Any, scorer: Scorer, progr
                 last = progress.step == run.total_steps
                 every = run.recipe.train.eval_steps
                 evaluating = (progress.step % every == 0 if every else epoch_done) or last
-                stopping = any_rank(run.accelerator, stop_requested())
+                stopping = any_rank(run.accelerator, stop_requested(progress.step))
                 if progress.step % run.recipe.train.logging_steps == 0 or evaluating or stopping:
                     window.report(run, display, per_epoch)
                 if evaluating:

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserMistake("command line: overrides go with --recipe; a run folder holds its own recipe")
     folder = Path(arguments.run) if arguments.run else best_run(load_recipe(arguments.recipe, arguments.overrides))
     run = open_run(folder, arguments.base_model)
-    accelerator = open_accelerator(run.recipe)
+    accelerator = open_accelerator(run.recipe, training=False)
     configure_logging(accelerator.is_main_process)
     try:
         predict(run, arguments.input, Path(arguments.output), accelerator)

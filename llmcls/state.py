@@ -87,13 +87,10 @@ def load_optimizer_moments(accelerator: Accelerator, model: nn.Module, optimizer
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        _begin_zero_moments(optimizer.optimizer, float(next(iter(moments.values()))["step"]))
         for name, parameter in parameters.items():
             for key in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(parameter, moments[name][key].to(accelerator.device), key)
-        for state in inner.state.values():
-            if "step" in state:
-                value = float(next(iter(moments.values()))["step"])
-                state["step"] = torch.full_like(state["step"], value) if torch.is_tensor(state["step"]) else int(value)
         return
     for name, parameter in parameters.items():
         inner.state[parameter] = {
@@ -101,6 +98,20 @@ def load_optimizer_moments(accelerator: Accelerator, model: nn.Module, optimizer
             k: _like(v, parameter) if torch.is_tensor(v) and v.shape == parameter.shape else _beside(v, parameter)
             for k, v in moments[name].items()
         }
+
+
+def _begin_zero_moments(zero: Any, step: float) -> None:
+    """Give a fresh ZeRO optimizer the state that it would make at its first step, with ``step`` steps done."""
+    stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
+    for flat in zero.fp32_partitioned_groups_flat if stage_3 else zero.single_partition_of_fp32_groups:
+        zero.optimizer.state[flat] = {
+            "step": torch.full((), step, dtype=torch.float32, device=flat.device),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
+    if not stage_3:
+        # Stages 1 and 2 find a parameter's part of the flat state by links made at the first step.
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ from llmcls.engine import engine_name, open_accelerator, prepare, shards_state
 from llmcls.evaluate import Scorer, evaluate_logits, make_scorer, score_split, write_predictions
 from llmcls.files import write_json, write_text
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
-from llmcls.loop import Run, train_loop
+from llmcls.loop import Run, step_rows, train_loop
 from llmcls.metrics import METRIC_NAMES
 from llmcls.model import build_classifier, count_parameters, load_tokenizer
 from llmcls.optim import build_optimizer, optimizer_name
@@ -102,7 +102,8 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     optimizer = build_optimizer(model, recipe, accelerator.device, shards_state(accelerator))
     trainable, whole = count_parameters(model)
     model, optimizer = prepare(accelerator, model, optimizer)
-    progress = load_last(folder / "checkpoints", accelerator, model, optimizer) or Progress(seed)
+    rows = step_rows(recipe, accelerator.num_processes)
+    progress = load_last(folder / "checkpoints", accelerator, model, optimizer) or Progress(seed, rows)
     run = Run(
         recipe=recipe,
         seed=seed,
@@ -113,6 +114,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         train=inputs.train,
         validation=inputs.validation,
         run_log=None,
+        step_rows=progress.step_rows,
     )
     if accelerator.is_main_process:
         name = "/".join(folder.parts[-3:])
@@ -125,6 +127,8 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     )  # fmt: skip
     if progress.step:
         log.info("seed %d: going on after step %d", seed, progress.step)
+        if progress.step_rows != rows:
+            log.info("an optimizer step stays at the %d texts it began with", progress.step_rows)
     scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
     try:
         train_loop(run, model, optimizer, scorer, progress)
@@ -140,8 +144,8 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     finally:
         if run.run_log is not None:
             run.run_log.close()
-    # The next seed needs the memory of this one.
-    accelerator.free_memory()
+        # The next seed needs the memory of this one, and accelerate would take the old model for a second one.
+        accelerator.free_memory()
     del model, optimizer, scorer
     gc.collect()
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from llmcls.batching import plan_epoch
-from llmcls.loop import Run, optimizer_step
+from llmcls.loop import Run, optimizer_step, step_rows
 from llmcls.model import build_classifier
 from llmcls.optim import build_optimizer, learning_rate_factor
 from llmcls.recipe import load_recipe
@@ -29,7 +29,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     optimizer = build_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
     thresholds = fixed_thresholds(len(inputs.labels.names))
-    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None)
+    rows = step_rows(recipe, 1)
+    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows)
     step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
     loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)

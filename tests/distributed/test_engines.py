@@ -1,0 +1,235 @@
+"""Each profile's real engine on two real processes, over gloo: sharding, loss curves, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmcls.engine import REHEARSAL
+from llmcls.interrupt import STOP_AFTER, Interrupted
+from llmcls.predict import main as predict
+from llmcls.recipe import load_recipe
+from llmcls.train import train_seeds
+from tests.conftest import ROOT, TOPICS, read_rows
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+
+FOUR_BIT = ["use_4bit=true"]
+# Profile, overrides, what must be smaller than the whole on each rank.
+ENGINES = {
+    "ddp": ("ddp", [], []),
+    "fsdp": ("fsdp", [], ["weights", "moments"]),
+    "fsdp-4bit": ("fsdp_qlora", FOUR_BIT, ["weights", "moments"]),
+    "zero2": ("zero2", [], ["moments"]),
+    "zero2-4bit": ("zero2", FOUR_BIT, ["moments"]),
+    "zero3": ("zero3", [], ["weights", "moments"]),
+}
+# 160 training rows, 16 a step: 10 steps an epoch. The run is cut in the middle of its second epoch.
+CUT = 13
+
+
+@dataclass
+class Trained:
+    """Folders of what one engine trained on two processes: whole, cut short, and gone on with from one process."""
+
+    whole: Path
+    half: Path
+    from_one: Path
+    reports: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama: Path, products: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 rows, 61 to test: odd, and divisible by no batch used. 20 optimizer steps."""
+    folder = tmp_path_factory.mktemp("engines")
+    values = {
+        "data": {
+            "dataset_name": "products", "id_column": "uid", "text_fields": ["title", "description"],
+            "max_length": 64, "train_csv": str(products / "train.csv"), "val_csv": str(products / "validation.csv"),
+            "test_csv": str(products / "test.csv"), "label_columns": TOPICS,
+        },
+        "model": {
+            "model_name": str(tiny_llama), "torch_dtype": "float32", "lora_r": 4, "lora_alpha": 8,
+            "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj", "up_proj"],
+        },
+        "train": {
+            "batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 5e-3,
+            "logging_steps": 1, "report_to": [], "optim_8bit_when_4bit": False,
+        },
+        "exp": {"output_root": str(folder / "outputs"), "seeds": [1]},
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def run_folder(recipe: Path, name: str) -> Path:
+    return recipe.parent / "outputs" / "tiny-llama" / "products" / name / "run_0"
+
+
+def train_here(recipe: Path, *overrides: str, stop_after: int = -1) -> None:
+    """Train on one plain process, this one."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ[STOP_AFTER] = str(stop_after)
+    try:
+        train_seeds(load_recipe(recipe, list(overrides)), Accelerator(cpu=True))
+        assert stop_after < 0
+    except Interrupted:
+        assert stop_after > 0
+    finally:
+        del os.environ[STOP_AFTER]
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> Callable[[list[str]], tuple[Path, Path]]:
+    """One process with as many samples a step: (the whole run, the run cut short)."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def get(overrides: list[str]) -> tuple[Path, Path]:
+        kind = "-".join(overrides)
+        if kind not in made:
+            folders = run_folder(recipe, f"alone{kind}"), run_folder(recipe, f"alone{kind}-cut")
+            for folder, stop_after in zip(folders, (-1, CUT), strict=True):
+                name = f"exp.run_name={folder.parent.name}"
+                train_here(recipe, "gradient_accumulation_steps=4", name, *overrides, stop_after=stop_after)
+            made[kind] = folders
+        return made[kind]
+
+    return get
+
+
+def launch(recipe: Path, profile: str, overrides: list[str], plan: list[dict], reports: Path) -> None:
+    plan_file = reports / "plan.json"
+    plan_file.write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", f"accel_configs/{profile}.yaml", "--num_processes", "2", "--main_process_port", "0"]
+    command += ["-m", "tests.distributed.engine_worker", str(recipe), str(plan_file), str(reports), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", REHEARSAL: "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def trained(request, recipe: Path, alone, tmp_path_factory) -> tuple[str, Trained]:
+    """The plan of runs on one engine, by two processes in one launch."""
+    name: str = request.param
+    profile, overrides, _ = ENGINES[name]
+    from_one = run_folder(recipe, f"{name}-from-one")
+    shutil.copytree(alone(overrides)[1].parent, from_one.parent)
+    reports = tmp_path_factory.mktemp("reports")
+    plan = [
+        {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
+        {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
+        {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
+    ]
+    launch(recipe, profile, overrides, plan, reports)
+    found = [json.loads((reports / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return name, Trained(run_folder(recipe, f"{name}-whole"), run_folder(recipe, f"{name}-half"), from_one, found)
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss of each optimizer step; a step logged again after a resume counts once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+    by_step = {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
+    assert sorted(by_step) == list(range(1, 21))
+    return [by_step[step] for step in range(1, 21)]
+
+
+def probabilities(path: Path) -> dict[str, list[float]]:
+    """By id, in the file's order."""
+    lines = [json.loads(line) for line in path.open(encoding="utf-8")]
+    found = {line["id"]: list(line["probabilities"].values()) for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def test_each_rank_holds_a_part(trained) -> None:
+    name, runs = trained
+    for report in runs.reports:
+        assert report["processes"] == 2
+        assert report["engine"] == {"d": "multi_cpu", "f": "fsdp", "z": "deepspeed"}[name[0]]
+        for kind in ("weights", "moments"):
+            held, whole = report[kind], report[f"{kind}_whole"]
+            if kind in ENGINES[name][2]:
+                assert held < 0.6 * whole
+            else:
+                assert held == whole
+    held = [report["moments"] for report in runs.reports]
+    assert sum(held) >= runs.reports[0]["moments_whole"]
+
+
+def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
+    name, runs = trained
+    one = alone(ENGINES[name][1])[0]
+    assert losses(runs.whole) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(one)[-1] < 0.8 * losses(one)[0]
+
+
+def test_evaluation_counts_every_row_once(trained, products: Path) -> None:
+    _, runs = trained
+    for split, rows in (("validation", 40), ("test", 61)):
+        ids = [row["uid"] for row in read_rows(products / f"{split}.csv")]
+        assert len(ids) == rows
+        assert list(probabilities(runs.whole / f"predictions_{split}.jsonl")) == ids
+        per_class = json.loads((runs.whole / "metrics.json").read_text())[split]["per_class"]
+        real = [sum(row[topic] == "1" for row in read_rows(products / f"{split}.csv")) for topic in TOPICS]
+        assert [per_class[topic]["support"] for topic in TOPICS] == real
+
+
+def test_one_plain_process_predicts_what_the_engine_evaluated(trained, products: Path, tmp_path: Path) -> None:
+    _, runs = trained
+    output = tmp_path / "predictions.jsonl"
+    predict(["--run", str(runs.whole), "--input", str(products / "test.csv"), "--output", str(output)])
+    plain, engine = probabilities(output), probabilities(runs.whole / "predictions_test.jsonl")
+    assert list(plain) == list(engine)
+    for row in plain:
+        assert plain[row] == pytest.approx(engine[row], abs=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one(trained, recipe: Path) -> None:
+    name, runs = trained
+    assert not (runs.half / "metrics.json").exists()
+    train_here(recipe, f"exp.run_name={name}-half", *ENGINES[name][1])
+    assert losses(runs.half) == pytest.approx(losses(runs.whole), rel=1e-4)
+    assert json.loads((runs.half / "environment.json").read_text())["processes"] == 1
+
+
+def test_a_checkpoint_of_one_process_goes_on_with_two(trained, alone) -> None:
+    name, runs = trained
+    assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])[0]), rel=1e-4)
+    assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize("profile", ["fsdp", "zero2"])
+def test_bfloat16_stays_within_two_percent_of_one_process(profile: str, recipe: Path, alone, tmp_path: Path) -> None:
+    # bf16 keeps eight bits, and each engine rounds at other places: sums over ranks, norms, the head.
+    overrides = ["torch_dtype=bfloat16"]
+    plan = [{"overrides": [f"exp.run_name={profile}-bf16"], "stop_after": None}]
+    launch(recipe, profile, overrides, plan, tmp_path)
+    one = alone(overrides)[0]
+    assert losses(run_folder(recipe, f"{profile}-bf16")) == pytest.approx(losses(one), rel=2e-2)
+
+
+@pytest.mark.parametrize("profile", ["fsdp", "zero3"])
+def test_full_fine_tuning_is_sharded_too(profile: str, recipe: Path, alone, tmp_path: Path) -> None:
+    overrides = ["lora_r=0", "learning_rate=1e-3"]
+    plan = [{"overrides": [f"exp.run_name={profile}-full"], "stop_after": None}]
+    launch(recipe, profile, overrides, plan, tmp_path)
+    one = alone(overrides)[0]
+    assert losses(run_folder(recipe, f"{profile}-full")) == pytest.approx(losses(one), rel=1e-4)
+    for rank in (0, 1):
+        report = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert report["weights"] < 0.6 * report["weights_whole"]
+        assert report["moments"] < 0.6 * report["moments_whole"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
 __version__ = "0.1.0"
@@ -21,6 +23,10 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserMistake as mistake:
+        if os.environ.get("RANK", "0") != "0":
+            # All processes find the same mistake: the first one says it, and the launcher then ends the others
+            # here. A mistake that only this process found is said a moment later.
+            time.sleep(3)
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -44,24 +44,27 @@ def open_accelerator(recipe: Recipe, training: bool = True) -> Accelerator:
         for name in sharded:
             del os.environ[f"ACCELERATE_USE_{name}"]
         sharded = []
-    if _flag(REHEARSAL) and sharded:
-        _stand_in_for_gpus()
-    # Without a GPU, accelerate joins plain launched processes only when told that it runs on CPUs; a sharded
-    # engine must not be talked into that.
-    on_cpu = not torch.accelerator.is_available() and not sharded
-    # Accumulation stays 1 here: the loop weights each micro-batch itself, by its samples.
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=AUTOCAST[recipe.model.torch_dtype], gradient_accumulation_steps=1
-    )
     advice = (
         "use accel_configs/cpu.yaml without a GPU, `python -m llmcls.rehearse` to try this profile on CPU processes, "
         "or check that every process sees its GPU"
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    has_gpu, asked = torch.accelerator.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    if sharded and not has_gpu and not _flag(REHEARSAL):
+        raise UserMistake(
+            f"the profile asks for {sharded[0]} in {asked} process(es), but no GPU is to be seen here; {advice}"
+        )
+    if sharded and not has_gpu:
+        _stand_in_for_gpus()
+    # Without a GPU, accelerate joins plain launched processes only when told that it runs on CPUs. Accumulation
+    # stays 1: the loop weights each micro-batch itself, by its samples.
+    accelerator = Accelerator(
+        cpu=not has_gpu and not sharded,
+        mixed_precision=AUTOCAST[recipe.model.torch_dtype],
+        gradient_accumulation_steps=1,
+    )
     if asked != accelerator.num_processes:
         raise UserMistake(
-            f"the launcher started {asked} processes, but the process group has {accelerator.num_processes}: "
-            f"the profile's engine is not engaged on this machine ({accelerator.device.type}); {advice}"
+            f"the launcher started {asked} processes, but the process group has {accelerator.num_processes}; {advice}"
         )
     if sharded and accelerator.distributed_type.value not in sharded:
         raise UserMistake(

@@ -146,7 +146,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path)
 
     def curve(name: str) -> list[tuple[int, str, float]]:
         lines = [json.loads(line) for line in (root / name / "run_0" / "metrics.jsonl").open(encoding="utf-8")]
-        return [(line["step"], line["split"], line["loss"]) for line in lines]
+        return [(line["step"], line["split"], line["loss"]) for line in lines if "loss" in line]
 
     assert curve("cut") == curve("whole")
 

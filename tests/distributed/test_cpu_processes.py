@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from llmcls import UserMistake
+from llmcls.engine import open_accelerator
+from llmcls.recipe import load_recipe
 from tests.conftest import ROOT
 
 
-def launch(processes: int, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch --config_file accel_configs/cpu.yaml --num_processes N -m MODULE ...``"""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accel_configs/cpu.yaml"]
+def launch(processes: int, module: str, *arguments: str, profile: str = "cpu") -> subprocess.CompletedProcess[str]:
+    """``accelerate launch --config_file accel_configs/PROFILE.yaml --num_processes N -m MODULE ...``"""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accel_configs/{profile}.yaml"]
     command += ["--num_processes", str(processes), "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -37,10 +41,8 @@ def runs(write_recipe, tmp_path: Path) -> dict[int, Path]:
 def test_two_processes_train_as_one_does_and_predict_the_same(runs: dict[int, Path], products: Path, tmp_path) -> None:
     engines = [json.loads((runs[n] / "environment.json").read_text()) for n in (1, 2)]
     assert [e["processes"] for e in engines] == [1, 2]
-    curves = [
-        [(line["step"], line["split"], line["loss"]) for line in map(json.loads, (runs[n] / "metrics.jsonl").open())]
-        for n in (1, 2)
-    ]
+    lines = [[json.loads(line) for line in (runs[n] / "metrics.jsonl").open(encoding="utf-8")] for n in (1, 2)]
+    curves = [[(x["step"], x["split"], x["loss"]) for x in of_run if "loss" in x] for of_run in lines]
     assert [c[:2] for c in curves[0]] == [c[:2] for c in curves[1]]
     assert [c[2] for c in curves[0]] == pytest.approx([c[2] for c in curves[1]], rel=1e-4)
 
@@ -58,13 +60,31 @@ def test_two_processes_train_as_one_does_and_predict_the_same(runs: dict[int, Pa
         assert list(one["probabilities"].values()) == pytest.approx(list(two["probabilities"].values()), abs=1e-6)
 
 
-def test_processes_that_do_not_form_a_group_are_stopped(write_recipe, tmp_path: Path) -> None:
-    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+def test_processes_that_do_not_form_a_group_are_stopped(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a machine whose GPUs this process cannot use: accelerate then makes every process its own group.
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserMistake, match="the launcher started 2 processes, but the process group has 1"):
+        open_accelerator(load_recipe(write_recipe()))
+
+
+@pytest.mark.parametrize("profile", ["fsdp_qlora", "zero2"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the engine engages")
+def test_a_sharded_profile_without_gpus_is_refused_once_and_writes_nothing(profile, write_recipe, tmp_path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    done = launch(2, "llmcls.train", str(write_recipe()), profile=profile)
+    assert done.returncode != 0
+    assert done.stderr.count("error: the profile asks for") == 1
+    assert "in 2 process(es), but no GPU is to be seen here" in done.stderr
+    assert "llmcls.rehearse" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sharded_profile_on_one_process_without_gpus_is_refused(write_recipe, tmp_path: Path) -> None:
+    environment = os.environ | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     command = [sys.executable, "-m", "llmcls.train", str(write_recipe())]
-    environment.pop("LOCAL_RANK", None)
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment | {"ACCELERATE_USE_FSDP": "true"}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "the launcher started 2 processes" in done.stderr
+    assert "error: the profile asks for FSDP in 1 process(es), but no GPU is to be seen here" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()

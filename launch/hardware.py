@@ -6,8 +6,13 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llmcls.memory import model_billions
 
 
 @dataclass
@@ -95,17 +100,3 @@ def read_needs(recipe: Path, overrides: list[str], size: str | None) -> Needs:
 def _as_line(override: str) -> str:
     key, _, value = override.partition("=")
     return f" {key.rpartition('.')[2]}: {value}"
-
-
-def model_billions(name: str) -> float | None:
-    """Parameters in billions, from a folder's config.json or from a name such as ``Llama-3.2-1B``."""
-    config = Path(name) / "config.json"
-    if config.is_file():
-        shape = json.loads(config.read_text(encoding="utf-8"))
-        hidden, layers = shape.get("hidden_size", 0), shape.get("num_hidden_layers", 0)
-        feed_forward, vocabulary = shape.get("intermediate_size") or 4 * hidden, shape.get("vocab_size", 0)
-        return round((layers * (4 * hidden**2 + 3 * hidden * feed_forward) + vocabulary * hidden) / 1e9, 3)
-    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bBmM])(?![a-zA-Z])", name)
-    if found is None:
-        return None
-    return float(found[1]) * (1.0 if found[2] in "bB" else 1e-3)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import PartialState, init_empty_weights
+from accelerate import PartialState
 
 from llmcls import run_command
 from llmcls.batching import BatchSpec, steps_per_epoch
 from llmcls.loop import step_rows
+from llmcls.memory import estimate, shape_of
 from llmcls.model import load_config
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 def describe(recipe: Recipe, inputs: Inputs, root: Path) -> list[str]:
     """What a training of the recipe would do, a line each."""
     config = load_config(recipe.model, inputs.labels)
-    billions = _parameters(config, recipe) / 1e9
+    shape = shape_of(config, recipe)
+    memory = estimate(shape, recipe, "none", 1)
     train = recipe.train
     spec = BatchSpec(train.batch_size, step_rows(recipe, 1), 1, train.micro_batch_tokens)
     steps = steps_per_epoch(len(inputs.train), spec)
@@ -55,35 +56,16 @@ def describe(recipe: Recipe, inputs: Inputs, root: Path) -> list[str]:
     trained = "all weights" if recipe.model.lora_r == 0 else f"LoRA r={recipe.model.lora_r}"
     return [
         f"labels: {len(inputs.labels.names)} ({recipe.model.problem_type})",
-        f"model: {recipe.model.model_name} ({config.model_type}), {billions:.3f} billion parameters in {storage}, "
-        f"{trained}: about {weights_gib(billions, recipe):.2f} GiB of weights and optimizer state",
+        f"model: {recipe.model.model_name} ({config.model_type}), {(shape.linear + shape.other) / 1e6:,.1f} million "
+        f"parameters in {storage}, {trained}",
+        f"memory: about {memory.total:.1f} GiB on one GPU: weights {memory.weights:.2f}, gradients and optimizer "
+        f"{memory.state:.2f}, activations up to {memory.activations:.2f}",
         f"steps: {steps} an epoch of {spec.step_rows} texts on one process, at most {train.num_train_epochs} epochs, "
         f"{len(recipe.exp.seeds)} seed(s)",
         f"results: {root}",
         f"devices: {torch.accelerator.device_count() if torch.accelerator.is_available() else 0} GPU(s) here",
         "ok",
     ]
-
-
-def weights_gib(billions: float, recipe: Recipe) -> float:
-    """Memory in GiB of weights, gradients and optimizer state of one whole copy, without activations.
-
-    Trained weights cost 16 bytes (float32 weight, gradient, two AdamW moments); frozen ones 0.57 in NF4 with
-    double quantization (4.127 bits, Dettmers et al. 2023, and the unquantized embeddings), 2 or 4 else.
-    """
-    if recipe.model.lora_r == 0:
-        per_parameter = 16.0
-    else:
-        per_parameter = 0.57 if recipe.model.use_4bit else 4.0 if recipe.model.torch_dtype == "float32" else 2.0
-    return billions * 1e9 * per_parameter / 2**30
-
-
-def _parameters(config: Any, recipe: Recipe) -> int:
-    from transformers import AutoModelForSequenceClassification
-
-    with init_empty_weights():
-        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-    return sum(p.numel() for p in model.parameters())
 
 
 if __name__ == "__main__":

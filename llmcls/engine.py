@@ -26,13 +26,14 @@ from llmcls.recipe import Recipe
 REHEARSAL = "LLMCLS_REHEARSAL"
 
 
-def open_accelerator(recipe: Recipe, training: bool = True) -> Accelerator:
+def open_accelerator(recipe: Recipe, training: bool = True, mixed_precision: str | None = None) -> Accelerator:
     """The process group and device of the profile, in the recipe's precision.
 
     Parameters
     ----------
     training: False for prediction, which needs no sharded engine: every process holds the model and scores its
         share of the rows, whatever the profile.
+    mixed_precision: "no", "bf16" or "fp16"; None takes the recipe's, and for a float32 recipe the profile's.
 
     Raises
     ------
@@ -48,7 +49,9 @@ def open_accelerator(recipe: Recipe, training: bool = True) -> Accelerator:
         "use accel_configs/cpu.yaml without a GPU, `python -m llmcls.rehearse` to try this profile on CPU processes, "
         "or check that every process sees its GPU"
     )
-    has_gpu, asked = torch.accelerator.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    # A rehearsal is for CPU processes, whatever else there is.
+    has_gpu = torch.accelerator.is_available() and not _flag(REHEARSAL)
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
     if sharded and not has_gpu and not _flag(REHEARSAL):
         raise UserMistake(
             f"the profile asks for {sharded[0]} in {asked} process(es), but no GPU is to be seen here; {advice}"
@@ -59,7 +62,7 @@ def open_accelerator(recipe: Recipe, training: bool = True) -> Accelerator:
     # stays 1: the loop weights each micro-batch itself, by its samples.
     accelerator = Accelerator(
         cpu=not has_gpu and not sharded,
-        mixed_precision=AUTOCAST[recipe.model.torch_dtype],
+        mixed_precision=mixed_precision or AUTOCAST[recipe.model.torch_dtype],
         gradient_accumulation_steps=1,
     )
     if asked != accelerator.num_processes:

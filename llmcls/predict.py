@@ -45,6 +45,7 @@ class TrainedRun:
     folder: Path
     recipe: Recipe
     labels: LabelSpace
+    mixed_precision: str | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="where the JSON lines go")
     parser.add_argument("--base-model", help="where the base model lies now, if it moved since training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.run and arguments.overrides:
         raise UserMistake("command line: overrides go with --recipe; a run folder holds its own recipe")
     folder = Path(arguments.run) if arguments.run else best_run(load_recipe(arguments.recipe, arguments.overrides))
     run = open_run(folder, arguments.base_model)
-    accelerator = open_accelerator(run.recipe, training=False)
+    accelerator = open_accelerator(run.recipe, training=False, mixed_precision=run.mixed_precision)
     configure_logging(accelerator.is_main_process)
     try:
         predict(run, arguments.input, Path(arguments.output), accelerator)
@@ -99,7 +100,10 @@ def open_run(folder: Path, base_model: str | None = None) -> TrainedRun:
     recipe = load_recipe(saved)
     if base_model:
         recipe = replace(recipe, model=replace(recipe.model, model_name=base_model))
-    return TrainedRun(folder, recipe, LabelSpace(**read_json(folder / "model" / "labels.json")))
+    # A profile may have trained a float32 recipe in bf16; the run is then predicted with in bf16.
+    environment = folder / "environment.json"
+    precision = read_json(environment)["mixed_precision"] if environment.exists() else None
+    return TrainedRun(folder, recipe, LabelSpace(**read_json(folder / "model" / "labels.json")), precision)
 
 
 def load_classifier(run: TrainedRun, device: torch.device) -> Classifier:

@@ -1,0 +1,189 @@
+"""A recipe in miniature: the same architecture with few narrow layers, and a sample of the same data.
+
+For rehearsals: the code that runs, the module names, the label columns and the file formats are those of the
+real recipe; only the sizes are not. What cannot be had here (a model on a hub out of reach, data not yet
+copied) is stood in for, and `Miniature.stand_ins` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmcls import UserMistake
+from llmcls.data import LabelSpace, label_space, read_table
+from llmcls.files import write_text
+from llmcls.model import load_config, load_tokenizer
+from llmcls.quickstart import make_corpus, train_tokenizer
+from llmcls.recipe import Recipe, recipe_to_yaml
+
+# Uneven on purpose: divisible by no number of processes and no batch.
+ROWS = {"train": 97, "validation": 37, "test": 53}
+LAYERS, HEADS, HEAD_WIDTH = 2, 4, 16
+LLAMA_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+BERT_MODULES = {"query", "key", "value", "dense"}
+SPLITS = {"train": "train_csv", "validation": "val_csv", "test": "test_csv"}
+
+
+@dataclass
+class Miniature:
+    """The recipe to rehearse with. config: of the real model, None when it is out of reach.
+
+    stand_ins: sentences on what is not the recipe's own.
+    """
+
+    recipe: Recipe
+    path: Path
+    config: Any = None
+    stand_ins: list[str] = field(default_factory=list)
+
+
+def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
+    """Write a small model, small data and the recipe over both to ``folder``.
+
+    Raises
+    ------
+    UserMistake: the architecture cannot be shrunk; the data is there but does not fit the recipe.
+    """
+    mini = Miniature(recipe, folder / "recipe.yaml")
+    data, labels = _sample_data(recipe, folder, mini.stand_ins)
+    model_folder = folder / "model"
+    targets = _write_model(recipe, labels, model_folder, mini)
+    train = recipe.train
+    mini.recipe = replace(
+        recipe,
+        data=replace(recipe.data, max_length=min(recipe.data.max_length, 96), **data),
+        model=replace(
+            recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
+            lora_target_modules=targets,
+        ),
+        train=replace(
+            train, batch_size=min(train.batch_size, 4), micro_batch_tokens=None, eval_batch_size=None,
+            gradient_accumulation_steps=min(train.gradient_accumulation_steps, 2), num_train_epochs=steps,
+            max_steps=steps, eval_steps=steps, logging_steps=1, early_stopping_patience=None, report_to=[],
+        ),
+        exp=replace(
+            recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False
+        ),
+        source=str(mini.path),
+    )  # fmt: skip
+    write_text(mini.path, recipe_to_yaml(mini.recipe))
+    return mini
+
+
+def shrink(config: Any) -> Any:
+    """A copy of a `transformers` configuration with few narrow layers and everything else as it was."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    heads = text.num_attention_heads
+    # Grouped heads stay grouped: the ratio of query to key heads decides which kernels run.
+    groups = max(1, heads // (getattr(text, "num_key_value_heads", None) or heads))
+    sizes = {
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": max(1, HEADS // groups),
+        "head_dim": HEAD_WIDTH, "hidden_size": HEADS * HEAD_WIDTH, "intermediate_size": 2 * HEADS * HEAD_WIDTH,
+        "embedding_size": HEADS * HEAD_WIDTH,
+    }  # fmt: skip
+    for name, value in sizes.items():
+        # attribute_map: GPT-2 calls its width n_embd, and setting hidden_size sets that.
+        if getattr(text, name, None) is not None:
+            setattr(text, name, value)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:LAYERS]
+    return small
+
+
+def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniature) -> list[str]:
+    """A randomly initialised small model and a tokenizer; returns the modules to adapt."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+
+    spec = recipe.model
+    targets = spec.lora_target_modules
+    try:
+        mini.config, tokenizer = load_config(spec, labels), load_tokenizer(spec)
+        config = shrink(mini.config)
+    except UserMistake as mistake:
+        kind = "BERT" if set(targets) <= BERT_MODULES else "Llama"
+        mini.stand_ins.append(f"a {kind} for {spec.model_name}, which is out of reach ({_short(mistake)})")
+        tokenizer = train_tokenizer(make_corpus(200, seed=0))
+        width = HEADS * HEAD_WIDTH
+        config = (BertConfig if kind == "BERT" else LlamaConfig)(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS, num_labels=len(labels.names), pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        if targets != ["all-linear"] and not set(targets) <= (BERT_MODULES if kind == "BERT" else LLAMA_MODULES):
+            mini.stand_ins.append(f"LoRA on all linear layers for {', '.join(targets)}, which the stand-in has not")
+            targets = ["all-linear"]
+    torch.manual_seed(0)
+    try:
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise UserMistake(
+            f"model.model_name: {spec.model_name} ({config.model_type}) cannot be made small for a rehearsal: "
+            f"{_short(error)}; rehearse with a small model of the same family instead (model.model_name=...)"
+        ) from error
+    if spec.trust_remote_code:
+        model.register_for_auto_class("AutoModelForSequenceClassification")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return targets
+
+
+def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[dict[str, Any], LabelSpace]:
+    """Write a sample of every split; returns the changed keys of the recipe's data section, and the labels."""
+    missing = [path for key in SPLITS.values() if (path := getattr(recipe.data, key)) and not Path(path).is_file()]
+    if missing:
+        stand_ins.append(f"made-up rows for {', '.join(missing)}, which is not there")
+        return _made_up_data(recipe, folder)
+    tables = {name: read_table(path) for name, key in SPLITS.items() if (path := getattr(recipe.data, key))}
+    labels = label_space(recipe, tables["train"])
+    changed = {}
+    for name, table in tables.items():
+        rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
+        if name == "train" and labels.problem_type != "multi_label_classification":
+            # Every class, or those that only validation has would be unknown.
+            column = [str(value) for value in table[labels.columns[0]]]
+            rows = np.union1d(rows, [column.index(value) for value in sorted(set(column))])
+        path = folder / "data" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.select(rows).to_csv(str(path))
+        changed[SPLITS[name]] = str(path)
+    return changed, labels
+
+
+def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSpace]:
+    data, kind = recipe.data, recipe.model.problem_type
+    fields = data.text_fields or [data.target_text_column or "text"]
+    columns = [*([data.id_column] if data.id_column else []), *fields, *data.label_columns]
+    rng = random.Random(0)
+    texts = make_corpus(sum(ROWS.values()), seed=1)
+    changed = {}
+    for name, key in SPLITS.items():
+        if not getattr(data, key):
+            continue
+        path = folder / "data" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for i in range(ROWS[name]):
+                row = {data.id_column: f"{name}{i}"} if data.id_column else {}
+                row |= dict.fromkeys(fields, texts.pop())
+                # Classes cycle, so that every split has all of them.
+                single = f"class_{i % 3}" if kind == "single_label_classification" else str(i % 2)
+                multi = kind == "multi_label_classification"
+                row |= {c: str(int(rng.random() < 0.4)) if multi else single for c in data.label_columns}
+                writer.writerow(row)
+        changed[key] = str(path)
+    return changed, label_space(replace(recipe, data=replace(data, **changed)), read_table(changed["train_csv"]))
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of an error, without what it advises."""
+    return str(error).split("\n")[0].split(";")[0][:160]

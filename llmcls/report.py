@@ -1,7 +1,11 @@
-"""Reports: the summary over seeds, and one self-contained HTML page a run."""
+"""Reports: the summary over seeds, and one self-contained HTML page a run.
+
+``python -m llmcls.report RECIPE [key=value ...]`` prints the folder in which a recipe's results lie.
+"""
 
 from __future__ import annotations
 
+import argparse
 import html
 import io
 import math
@@ -9,8 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from llmcls import run_command
 from llmcls.files import read_json, write_json, write_text
-from llmcls.recipe import Recipe, recipe_to_yaml
+from llmcls.recipe import Recipe, load_recipe, recipe_to_yaml
 
 SUMMARY_METRICS = (
     "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro", "accuracy",
@@ -147,3 +152,16 @@ def _curves(history: list[dict[str, Any]], metric: str) -> str:
     figure.savefig(out, format="svg")
     text = out.getvalue()
     return text[text.index("<svg") :]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print where a recipe's results lie."""
+    parser = argparse.ArgumentParser(prog="llmcls.report", description="Print the folder of a recipe's results.")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args(argv)
+    print(experiment_folder(load_recipe(arguments.recipe, arguments.overrides)))
+
+
+if __name__ == "__main__":
+    run_command(main)

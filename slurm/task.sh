@@ -1,0 +1,17 @@
+#!/bin/bash
+# One combination and seed of a sweep; slurm/sweep.sh submits these as an array.
+#SBATCH --job-name=llmcls-task
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --output=slurm-%x-%A_%a.out
+
+source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
+task=$(python -m llmcls.sweep task "$1" "$SLURM_ARRAY_TASK_ID") || exit
+# Recipe, profile, then one override a line.
+mapfile -t task <<< "$task"
+folder=$(python -m llmcls.report "${task[0]}" "${task[@]:2}") || exit
+log_to "$folder"
+run USR1 "${task[1]}" llmcls.train "${task[0]}" "${task[@]:2}"

@@ -3,8 +3,8 @@
 An optimizer step is always exactly ``batch_size x gradient_accumulation_steps x ranks`` rows drawn at
 random with the seed, as a plain script would draw them (the last step of an epoch holds what is left).
 Only inside a step are rows moved: sorted by length, dealt out so that ranks carry equal tokens, and cut
-into micro-batches of like lengths. The statistics of training are therefore those of plain shuffling,
-and on Reuters half of the padding is gone.
+into micro-batches of like lengths under a budget of tokens. The statistics of training are therefore those of
+plain shuffling, and the padding is gone: all of it where the model takes packed rows, most of it elsewhere.
 
 Every rank computes the whole plan from the shared seed, so nothing is communicated, and every rank gets
 the same number of micro-batches in a step (empty ones where it has fewer rows): a rank that skipped a
@@ -20,22 +20,24 @@ import numpy as np
 import torch
 
 from llmcls.data import Split
+from llmcls.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class BatchSpec:
     """How rows become steps.
 
-    batch_size: rows in one micro-batch (when ``max_tokens`` is set it is no bound).
     step_rows: rows in one optimizer step, over all ranks: batch size x accumulation x ranks where a run began.
     ranks: processes.
-    max_tokens: padded tokens (rows x longest) a micro-batch may hold; None packs by ``batch_size``.
+    max_tokens: what a micro-batch may hold: real tokens when packed, rows x longest when padded. A row that is
+        longer is alone.
+    packed: texts in one row, without padding.
     """
 
-    batch_size: int
     step_rows: int
     ranks: int
-    max_tokens: int | None = None
+    max_tokens: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,39 @@ class Step:
 
 @dataclass
 class Batch:
-    """A padded micro-batch.
+    """A micro-batch.
 
-    input_ids: int64 [rows, longest], right-padded. lengths: int64 [rows]. rows: row numbers in the split.
-    labels: float32 [rows, labels], int64 [rows], or None.
+    input_ids: int64 [rows, longest], right-padded, or [tokens], packed. lengths: tokens of each row.
+    rows: row numbers in the split. labels: float32 [rows, labels], int64 [rows], or None.
     """
 
     input_ids: torch.Tensor
-    lengths: torch.Tensor
+    lengths: list[int]
     labels: torch.Tensor | None
     rows: np.ndarray
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        move = dict(device=device, non_blocking=True)
-        return Batch(self.input_ids.to(**move), self.lengths.to(**move), labels, self.rows)
+        """The same batch on ``device``; to a GPU through pinned memory, so that nothing waits for the copy."""
+        if device.type == "cpu":
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        return Batch(move(self.input_ids), self.lengths, None if self.labels is None else move(self.labels), self.rows)
+
+
+def step_rows(recipe: Recipe, ranks: int) -> int:
+    """Rows of one optimizer step of a run that begins on ``ranks`` processes; it keeps them when it moves."""
+    return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
+
+
+def micro_batch_tokens(recipe: Recipe) -> int:
+    """Tokens a micro-batch may hold: as the recipe says, or what ``batch_size`` of its longest texts would need.
+
+    Memory is then what the recipe's author allowed for, and short texts fill it up.
+    """
+    return recipe.train.micro_batch_tokens or recipe.train.batch_size * recipe.data.max_length
 
 
 def steps_per_epoch(rows: int, spec: BatchSpec) -> int:
@@ -95,16 +114,14 @@ def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
     return Step(len(rows), int(lengths[rows].sum()), padded)
 
 
-def plan_evaluation(
-    lengths: np.ndarray, batch_size: int, ranks: int, max_tokens: int | None = None
-) -> list[list[np.ndarray]]:
+def plan_evaluation(lengths: np.ndarray, ranks: int, max_tokens: int, packed: bool) -> list[list[np.ndarray]]:
     """Micro-batches of every row once: ``plan[rank][k]``, the same number for every rank.
 
     Rows are sorted by length and cut before they are dealt out, so that a row's batch, and with it its
     logits to the last bit, does not depend on the number of ranks.
     """
     order = np.argsort(-lengths, kind="stable")
-    spec = BatchSpec(batch_size, len(order), 1, max_tokens)
+    spec = BatchSpec(len(order), 1, max_tokens, packed)
     batches = _cut(order, lengths, spec)
     nothing = np.empty(0, dtype=np.int64)
     batches += [nothing] * (-len(batches) % ranks)
@@ -133,26 +150,32 @@ def _deal(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.nda
 
 def _cut(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
     """Cut rows, sorted longest first, into micro-batches of like lengths."""
-    if spec.max_tokens is None:
-        return [rows[i : i + spec.batch_size] for i in range(0, len(rows), spec.batch_size)]
     cut, start = [], 0
     while start < len(rows):
-        # The first row is the longest, so it alone decides how many rows the budget holds.
-        count = max(1, spec.max_tokens // int(lengths[rows[start]]))
+        if spec.packed:
+            # No more than ``max_tokens`` rows can fit, so no more need be summed.
+            filled = np.cumsum(lengths[rows[start : start + spec.max_tokens]])
+            count = max(1, int(np.searchsorted(filled, spec.max_tokens, side="right")))
+        else:
+            # The first row is the longest, so it alone decides how many rows the budget holds.
+            count = max(1, spec.max_tokens // int(lengths[rows[start]]))
         cut.append(rows[start : start + count])
         start += count
     return cut
 
 
-def collate(split: Split, rows: np.ndarray, pad_token_id: int) -> Batch:
-    """Right-pad the rows into one batch; no rows make a batch of one token, for a pass that counts nothing."""
+def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = False) -> Batch:
+    """Pad or pack the rows into one batch; no rows make a batch of one token, for a pass that counts nothing."""
     texts = [split.tokens[row] for row in rows] or [np.array([pad_token_id], dtype=np.int32)]
-    lengths = np.array([len(t) for t in texts], dtype=np.int64)
-    input_ids = np.full((len(texts), lengths.max()), pad_token_id, dtype=np.int64)
-    for i, text in enumerate(texts):
-        input_ids[i, : len(text)] = text
+    lengths = [len(t) for t in texts]
+    if packed:
+        input_ids = np.concatenate(texts).astype(np.int64)
+    else:
+        input_ids = np.full((len(texts), max(lengths)), pad_token_id, dtype=np.int64)
+        for i, text in enumerate(texts):
+            input_ids[i, : len(text)] = text
     labels = None
     if split.labels is not None:
         # Row 0 stands in for the labels of an empty batch; its loss has weight zero.
         labels = torch.from_numpy(split.labels[rows if len(rows) else np.zeros(1, dtype=np.int64)])
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(lengths), labels, rows)
+    return Batch(torch.from_numpy(input_ids), lengths, labels, rows)

@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llmcls.batching import collate, plan_evaluation
+from llmcls.batching import collate, micro_batch_tokens, plan_evaluation
 from llmcls.data import LabelSpace, Split
-from llmcls.engine import sum_over_ranks
+from llmcls.engine import sum_over_ranks, unwrapped
 from llmcls.files import replacing
 from llmcls.losses import build_loss
 from llmcls.metrics import evaluate_predictions, to_probabilities
@@ -31,15 +31,15 @@ WINDOW = 4096
 class Scorer:
     """A prepared model and how to run it over a split.
 
-    batch_size: rows at once; max_tokens: padded tokens at once, when set, instead.
+    max_tokens: tokens at once. packed: whether the model takes packed rows.
     """
 
     accelerator: Accelerator
     model: nn.Module
     labels: LabelSpace
     pad_token_id: int
-    batch_size: int
-    max_tokens: int | None = None
+    max_tokens: int
+    packed: bool
 
 
 @dataclass
@@ -55,9 +55,9 @@ def make_scorer(
     accelerator: Accelerator, model: nn.Module, labels: LabelSpace, pad_token_id: int, recipe: Recipe
 ) -> Scorer:
     """A scorer with the recipe's evaluation batch: without activations to keep, four times the training one."""
-    train = recipe.train
-    budget = None if train.eval_batch_size or train.micro_batch_tokens is None else 4 * train.micro_batch_tokens
-    return Scorer(accelerator, model, labels, pad_token_id, train.eval_batch_size or 4 * train.batch_size, budget)
+    tokens = recipe.train.eval_batch_size and recipe.train.eval_batch_size * recipe.data.max_length
+    packed = unwrapped(model).packs
+    return Scorer(accelerator, model, labels, pad_token_id, tokens or 4 * micro_batch_tokens(recipe), packed)
 
 
 def score_windows(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
@@ -80,11 +80,11 @@ def score_windows(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tupl
 def _score_window(scorer: Scorer, split: Split, first: int, last: int) -> np.ndarray:
     accelerator = scorer.accelerator
     device = accelerator.device
-    plan = plan_evaluation(split.lengths[first:last], scorer.batch_size, accelerator.num_processes, scorer.max_tokens)
+    plan = plan_evaluation(split.lengths[first:last], accelerator.num_processes, scorer.max_tokens, scorer.packed)
     # The last column counts visits: gathering by row number cannot lose or double a row unnoticed.
     scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
     for rows in plan[accelerator.process_index]:
-        batch = collate(split, first + rows, scorer.pad_token_id).to(device)
+        batch = collate(split, first + rows, scorer.pad_token_id, scorer.packed).to(device)
         logits = scorer.model(batch.input_ids, batch.lengths)
         if len(rows):
             where = torch.from_numpy(rows).to(device)

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.batching import BatchSpec, Step, collate, plan_epoch, steps_per_epoch
+from llmcls.batching import BatchSpec, Step, collate, micro_batch_tokens, plan_epoch, steps_per_epoch
 from llmcls.checkpoints import Progress, save_best, save_last
 from llmcls.data import LabelSpace, Split
 from llmcls.engine import any_rank, check_shards, gradients_kept_local, sum_over_ranks
@@ -50,12 +50,12 @@ class Run:
     validation: Split | None
     run_log: RunLog | None
     step_rows: int
+    packed: bool
 
     @property
     def batches(self) -> BatchSpec:
         """The recipe's batching on this many ranks."""
-        train = self.recipe.train
-        return BatchSpec(train.batch_size, self.step_rows, self.accelerator.num_processes, train.micro_batch_tokens)
+        return BatchSpec(self.step_rows, self.accelerator.num_processes, micro_batch_tokens(self.recipe), self.packed)
 
     @property
     def total_steps(self) -> int:
@@ -68,11 +68,6 @@ class Run:
         """Write to the run's log, on the rank that has it."""
         if self.run_log is not None:
             self.run_log.write(step, split, values)
-
-
-def step_rows(recipe: Recipe, ranks: int) -> int:
-    """Rows of one optimizer step of a run that begins on ``ranks`` processes; it keeps them when it moves."""
-    return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
 
 
 def train_loop(run: Run, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress) -> None:
@@ -140,7 +135,7 @@ def optimizer_step(
     loss_sum = torch.zeros((), device=accelerator.device)
     mine = step.micro_batches[accelerator.process_index]
     for k, rows in enumerate(mine):
-        batch = collate(run.train, rows, pad_token_id).to(accelerator.device)
+        batch = collate(run.train, rows, pad_token_id, run.packed).to(accelerator.device)
         with gradients_kept_local(accelerator, model, last=k == len(mine) - 1):
             losses = loss_of(model(batch.input_ids, batch.lengths), batch.labels)
             # A rank without rows for this pass still runs it, with weight zero, to keep the ranks in step.

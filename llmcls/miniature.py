@@ -7,7 +7,6 @@ copied) is stood in for, and `Miniature.stand_ins` says so.
 
 from __future__ import annotations
 
-import copy
 import csv
 import random
 from dataclasses import dataclass, field, replace
@@ -22,10 +21,10 @@ from llmcls.files import write_text
 from llmcls.model import load_config, load_tokenizer
 from llmcls.quickstart import make_corpus, train_tokenizer
 from llmcls.recipe import Recipe, recipe_to_yaml
+from llmcls.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink
 
 # Uneven on purpose: divisible by no number of processes and no batch.
 ROWS = {"train": 97, "validation": 37, "test": 53}
-LAYERS, HEADS, HEAD_WIDTH = 2, 4, 16
 LLAMA_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 BERT_MODULES = {"query", "key", "value", "dense"}
 SPLITS = {"train": "train_csv", "validation": "val_csv", "test": "test_csv"}
@@ -75,27 +74,6 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     )  # fmt: skip
     write_text(mini.path, recipe_to_yaml(mini.recipe))
     return mini
-
-
-def shrink(config: Any) -> Any:
-    """A copy of a `transformers` configuration with few narrow layers and everything else as it was."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    heads = text.num_attention_heads
-    # Grouped heads stay grouped: the ratio of query to key heads decides which kernels run.
-    groups = max(1, heads // (getattr(text, "num_key_value_heads", None) or heads))
-    sizes = {
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": max(1, HEADS // groups),
-        "head_dim": HEAD_WIDTH, "hidden_size": HEADS * HEAD_WIDTH, "intermediate_size": 2 * HEADS * HEAD_WIDTH,
-        "embedding_size": HEADS * HEAD_WIDTH,
-    }  # fmt: skip
-    for name, value in sizes.items():
-        # attribute_map: GPT-2 calls its width n_embd, and setting hidden_size sets that.
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:LAYERS]
-    return small
 
 
 def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniature) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from llmcls import UserMistake
 from llmcls.data import LabelSpace
+from llmcls.packing import pooled_states, try_packing
 from llmcls.recipe import ModelSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # Set by `build_classifier` and `load_classifier`: whether micro-batches come packed.
+        self.packs = False
         # FSDP's automatic wrapping asks the outermost module which layers to shard.
         self._no_split_modules = list(self.sequence_classifier._no_split_modules or [])
         self.config = self.sequence_classifier.config
@@ -51,26 +55,32 @@ class Classifier(nn.Module):
         """Whether this is a causal decoder, whose ``score`` head reads the last token."""
         return hasattr(self.sequence_classifier, "score")
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Logits of right-padded texts.
+    def forward(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Logits of texts, right-padded or packed.
 
         Parameters
         ----------
-        input_ids: int64 [batch, tokens]
-        lengths: int64 [batch], real tokens of each text, at least 1.
+        input_ids: int64 [batch, tokens], right-padded, or [tokens], one text after the other (only when `packs`).
+        lengths: real tokens of each text, at least 1; on the host, where the plan of a pass is made.
 
         Returns
         -------
         logits: float32 [batch, labels]
         """
         network = self.sequence_classifier
-        if not self.pools_last_token:
-            mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-            return network(input_ids=input_ids, attention_mask=mask.long()).logits.float()
-        # A real token of a causal model never sees the padding to its right, so no mask is needed, and
-        # without one attention takes its fastest causal kernel. A KV cache would be built and thrown away.
-        hidden = network.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        pooled = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+        if self.packs and input_ids.dim() == 2:
+            input_ids = torch.cat([text[:length] for text, length in zip(input_ids, lengths, strict=True)])
+        if input_ids.dim() == 1:
+            pooled = pooled_states(network, input_ids, list(lengths))
+        else:
+            ends = torch.tensor(lengths).to(input_ids.device, non_blocking=True) - 1
+            if not self.pools_last_token:
+                mask = torch.arange(input_ids.shape[1], device=input_ids.device) <= ends[:, None]
+                return network(input_ids=input_ids, attention_mask=mask.long()).logits.float()
+            # A real token of a causal model never sees the padding to its right, so no mask is needed, and
+            # without one attention takes its fastest causal kernel. A KV cache would be built and thrown away.
+            hidden = network.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            pooled = hidden[torch.arange(len(ends), device=hidden.device), ends]
         # The head decides between close scores: it computes in the precision it is stored in.
         with torch.autocast(device_type=pooled.device.type, enabled=False):
             return network.score(pooled.to(_parameter_dtype(network.score))).float()
@@ -92,9 +102,23 @@ def build_classifier(recipe: Recipe, labels: LabelSpace, device: torch.device) -
                 "train.gradient_checkpointing", f"is on, but {type(base).__name__} has none; set it to false"
             )
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    if spec.lora_r == 0:
-        return Classifier(base)
-    return Classifier(_add_adapter(base, spec, new_modules, recipe))
+    packs = prepare_packing(base, recipe, device)
+    classifier = Classifier(base if spec.lora_r == 0 else _add_adapter(base, spec, new_modules, recipe))
+    classifier.packs = packs
+    return classifier
+
+
+def prepare_packing(base: nn.Module, recipe: Recipe, device: torch.device) -> bool:
+    """Whether micro-batches will be packed: as ``train.packing`` says, or where the model and the device can.
+
+    Raises
+    ------
+    UserMistake: ``train.packing`` is true for a model that cannot.
+    """
+    try:
+        return try_packing(base, recipe.data.max_length, recipe.train.packing, device, DTYPES[recipe.model.torch_dtype])
+    except ValueError as error:
+        raise recipe.mistake("train.packing", f"is true, but {error}; set it to false or leave it out") from error
 
 
 def checkpoints_activations(recipe: Recipe) -> bool:

@@ -28,7 +28,7 @@ from llmcls.engine import open_accelerator, sum_over_ranks
 from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows
 from llmcls.files import read_json, write_json
 from llmcls.metrics import metric_direction, to_probabilities
-from llmcls.model import Classifier, load_base, load_tokenizer
+from llmcls.model import Classifier, load_base, load_tokenizer, prepare_packing
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
 from llmcls.thresholds import apply_thresholds, load_thresholds
@@ -107,15 +107,23 @@ def open_run(folder: Path, base_model: str | None = None) -> TrainedRun:
 
 
 def load_classifier(run: TrainedRun, device: torch.device) -> Classifier:
-    """The trained model of a run, in the precision it was trained in."""
+    """The trained model of a run, in the precision it was trained in, its adapter merged where that is exact."""
     spec, model_folder = run.recipe.model, run.folder / "model"
     if spec.lora_r == 0:
         base, _ = load_base(replace(spec, model_name=str(model_folder), revision=None), run.labels, device)
-        return Classifier(base)
-    from peft import PeftModel
+        packs = prepare_packing(base, run.recipe, device)
+    else:
+        from peft import PeftModel
 
-    base, _ = load_base(spec, run.labels, device)
-    return Classifier(PeftModel.from_pretrained(base, model_folder))
+        base, _ = load_base(spec, run.labels, device)
+        packs = prepare_packing(base, run.recipe, device)
+        base = PeftModel.from_pretrained(base, model_folder)
+        if spec.torch_dtype == "float32" and not spec.use_4bit:
+            # In fewer bits the sum of weight and adapter would be rounded, and the prediction be another one.
+            base = base.merge_and_unload()
+    classifier = Classifier(base)
+    classifier.packs = packs
+    return classifier
 
 
 def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:

@@ -66,6 +66,7 @@ class TrainSection:
     batch_size: int = 4
     gradient_accumulation_steps: int = 8
     micro_batch_tokens: int | None = None
+    packing: bool | None = None
     eval_batch_size: int | None = None
     num_train_epochs: int = 3
     max_steps: int | None = None

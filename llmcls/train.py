@@ -27,13 +27,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
 from llmcls import UserMistake, __version__, run_command
+from llmcls.batching import step_rows
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
 from llmcls.data import LabelSpace, Split, label_space, read_table, tokenize_split, warn_about_split
-from llmcls.engine import engine_name, open_accelerator, prepare, shards_state
+from llmcls.engine import engine_name, open_accelerator, prepare, shards_state, unwrapped
 from llmcls.evaluate import Scorer, evaluate_logits, make_scorer, score_split, write_predictions
 from llmcls.files import write_json, write_text
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
-from llmcls.loop import Run, step_rows, train_loop
+from llmcls.loop import Run, train_loop
 from llmcls.metrics import METRIC_NAMES
 from llmcls.model import build_classifier, count_parameters, load_tokenizer
 from llmcls.optim import build_optimizer, optimizer_name
@@ -115,6 +116,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         validation=inputs.validation,
         run_log=None,
         step_rows=progress.step_rows,
+        packed=unwrapped(model).packs,
     )
     if accelerator.is_main_process:
         name = "/".join(folder.parts[-3:])

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
 
-from llmcls.batching import BatchSpec, plan_epoch, plan_evaluation, steps_per_epoch
+from llmcls.batching import BatchSpec, collate, plan_epoch, plan_evaluation, steps_per_epoch
+from llmcls.recipe import load_recipe
+from llmcls.train import load_inputs
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.9, 1003).clip(1, 1024).astype(np.int32)
 SPECS = [
-    BatchSpec(4, 32, 1),
-    BatchSpec(4, 32, 2),
-    BatchSpec(3, 9, 3),
-    BatchSpec(4, 32, 1, 2048),
-    BatchSpec(4, 64, 4, 1024),
+    BatchSpec(32, 1, 4096),
+    BatchSpec(32, 2, 4096),
+    BatchSpec(9, 3, 1, packed=True),
+    BatchSpec(32, 1, 2048, packed=True),
+    BatchSpec(64, 4, 1024, packed=True),
 ]
 
 
@@ -37,15 +41,15 @@ def test_the_rows_of_a_step_do_not_depend_on_ranks_or_packing() -> None:
         plan = plan_epoch(LENGTHS, spec, seed=5, epoch=1)
         return [{int(r) for rank in s.micro_batches for m in rank for r in m} for s in plan]
 
-    plain = rows(BatchSpec(4, 32, 1))
-    assert rows(BatchSpec(4, 32, 2)) == plain
-    assert rows(BatchSpec(32, 32, 1)) == plain
-    assert rows(BatchSpec(4, 32, 4, 999)) == plain
+    plain = rows(BatchSpec(32, 1, 4096))
+    assert rows(BatchSpec(32, 2, 4096)) == plain
+    assert rows(BatchSpec(32, 1, 1)) == plain
+    assert rows(BatchSpec(32, 4, 999, packed=True)) == plain
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_can_start_inside() -> None:
     def flat(seed: int, epoch: int, first: int = 0) -> list[list[int]]:
-        plan = plan_epoch(LENGTHS, BatchSpec(4, 8, 1), seed, epoch, first)
+        plan = plan_epoch(LENGTHS, BatchSpec(8, 1, 2048), seed, epoch, first)
         return [np.concatenate(s.micro_batches[0]).tolist() for s in plan]
 
     assert flat(1, 0) == flat(1, 0)
@@ -54,26 +58,58 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_inside() -> None:
     assert flat(1, 0, first=7) == flat(1, 0)[7:]
 
 
-def test_a_token_budget_is_kept_unless_one_text_alone_exceeds_it() -> None:
-    spec = BatchSpec(4, 64, 2, 600)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_token_budget_is_kept_unless_one_text_alone_exceeds_it(packed: bool) -> None:
+    spec = BatchSpec(64, 2, 600, packed)
+    filled = []
     for step in plan_epoch(LENGTHS, spec, 0, 0):
         for micro in (m for rank in step.micro_batches for m in rank if len(m)):
-            assert len(micro) == 1 or len(micro) * LENGTHS[micro].max() <= 600
+            tokens = LENGTHS[micro].sum() if packed else len(micro) * LENGTHS[micro].max()
+            assert len(micro) == 1 or tokens <= 600
+            filled.append(tokens)
+    assert np.mean(filled) > 400
+
+
+def test_packed_rows_hold_no_padding_and_padded_ones_little() -> None:
+    def real_share(packed: bool) -> float:
+        steps = list(plan_epoch(LENGTHS, BatchSpec(32, 1, 2048, packed), 0, 0))
+        micro = [m for step in steps for rank in step.micro_batches for m in rank]
+        processed = sum(LENGTHS[m].sum() if packed else len(m) * LENGTHS[m].max() for m in micro)
+        return sum(step.tokens for step in steps) / processed
+
+    assert real_share(packed=True) == 1.0
+    assert 0.7 < real_share(packed=False) < 1.0
 
 
 def test_ranks_carry_equal_tokens_even_when_lengths_are_skewed() -> None:
     skewed = np.random.default_rng(1).lognormal(4, 1.5, 4096).clip(1, 2048).astype(np.int32)
     load = np.zeros(2)
-    for step in plan_epoch(skewed, BatchSpec(4, 64, 2), 0, 0):
+    for step in plan_epoch(skewed, BatchSpec(64, 2, 4096, packed=True), 0, 0):
         load += [sum(skewed[m].sum() for m in rank) for rank in step.micro_batches]
     assert abs(load[0] - load[1]) / load.sum() < 0.02
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("budget", [None, 4096])
-def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_ranks(ranks: int, budget: int | None) -> None:
-    plan = plan_evaluation(LENGTHS, 7, ranks, budget)
+@pytest.mark.parametrize("packed", [False, True])
+def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_ranks(ranks: int, packed: bool) -> None:
+    plan = plan_evaluation(LENGTHS, ranks, 4096, packed)
     assert len({len(rank) for rank in plan}) == 1
     batches = sorted(tuple(b) for rank in plan for b in rank if len(b))
     assert sorted(r for b in batches for r in b) == list(range(len(LENGTHS)))
-    assert batches == sorted(tuple(b) for b in plan_evaluation(LENGTHS, 7, 1, budget)[0])
+    assert batches == sorted(tuple(b) for b in plan_evaluation(LENGTHS, 1, 4096, packed)[0])
+
+
+def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
+    recipe = load_recipe(write_recipe())
+    split = load_inputs(recipe, PartialState(cpu=True)).train
+    rows = np.array([3, 0, 7])
+    texts = [list(split.tokens[row]) for row in rows]
+    padded, packed = collate(split, rows, 9), collate(split, rows, 9, packed=True)
+    assert padded.lengths == packed.lengths == [len(t) for t in texts]
+    longest = max(padded.lengths)
+    assert padded.input_ids.tolist() == [t + [9] * (longest - len(t)) for t in texts]
+    assert packed.input_ids.tolist() == [token for text in texts for token in text]
+    assert torch.equal(padded.labels, torch.from_numpy(split.labels[rows]))
+    nothing = collate(split, np.empty(0, dtype=np.int64), 9, packed=True)
+    assert nothing.input_ids.tolist() == [9]
+    assert nothing.labels.shape == (1, len(recipe.data.label_columns))

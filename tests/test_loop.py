@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from llmcls.batching import plan_epoch
-from llmcls.loop import Run, optimizer_step, step_rows
+from llmcls.batching import plan_epoch, step_rows
+from llmcls.engine import unwrapped
+from llmcls.loop import Run, optimizer_step
 from llmcls.model import build_classifier
 from llmcls.optim import build_optimizer, learning_rate_factor
 from llmcls.recipe import load_recipe
@@ -29,8 +30,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     optimizer = build_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
     thresholds = fixed_thresholds(len(inputs.labels.names))
-    rows = step_rows(recipe, 1)
-    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows)
+    rows, packed = step_rows(recipe, 1), unwrapped(model).packs
+    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows, packed)
     step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
     loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)
@@ -42,6 +43,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
         ["batch_size=32", "gradient_accumulation_steps=1"],
         ["batch_size=4", "gradient_accumulation_steps=8", "micro_batch_tokens=300"],
         ["batch_size=1", "gradient_accumulation_steps=32"],
+        ["batch_size=4", "gradient_accumulation_steps=8", "packing=false"],
+        ["batch_size=1", "gradient_accumulation_steps=32", "packing=false"],
         ["batch_size=4", "gradient_accumulation_steps=8", "gradient_checkpointing=true"],
     ],
     ids=lambda o: ",".join(o),

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from llmcls import UserMistake
 from llmcls.data import read_table
 from llmcls.memory import Shape, estimate, guessed_shape, shape_of, sharding_of
-from llmcls.miniature import ROWS, make_miniature, shrink
+from llmcls.miniature import ROWS, make_miniature
 from llmcls.recipe import load_recipe
 from llmcls.rehearse import main, memory_lines
+from llmcls.shrink import shrink
 from tests.conftest import ROOT, TOPICS, read_rows, write_csv
 
 

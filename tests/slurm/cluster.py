@@ -109,14 +109,7 @@ class Cluster:
         """Wait for the end of a job; returns its last state."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
-        def over() -> bool:
-            job = self.job(number)
-            if job["JobState"] == "PENDING" and job.get("Reason") == "BeginTime":
-                # A requeued job would wait for two minutes.
-                self._call(["scontrol", "update", f"JobId={number}", "StartTime=now"])
-            return job["JobState"] in ended
-
-        self.wait_for(over, f"job {number} to end", seconds)
+        self.wait_for(lambda: self.job(number)["JobState"] in ended, f"job {number} to end", seconds)
         return self.job(number)["JobState"]
 
     def wait_for(self, condition, what: str, seconds: float) -> None:

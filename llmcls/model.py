@@ -55,6 +55,16 @@ class Classifier(nn.Module):
         """Whether this is a causal decoder, whose ``score`` head reads the last token."""
         return hasattr(self.sequence_classifier, "score")
 
+    def merge_adapter(self) -> None:
+        """Add a float32 adapter to its float32 base, for good: prediction then does less work.
+
+        In fewer bits the sum would be rounded and the logits be others, so there the adapter stays beside.
+        """
+        weights = [p for n, p in self.named_parameters() if "score" not in n]
+        exact = all(w.dtype == torch.float32 for w in weights) and not quantized_layers(self)
+        if exact and hasattr(self.model, "merge_and_unload"):
+            self.model = self.model.merge_and_unload()
+
     def forward(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Logits of texts, right-padded or packed.
 

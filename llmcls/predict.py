@@ -118,11 +118,9 @@ def load_classifier(run: TrainedRun, device: torch.device) -> Classifier:
         base, _ = load_base(spec, run.labels, device)
         packs = prepare_packing(base, run.recipe, device)
         base = PeftModel.from_pretrained(base, model_folder)
-        if spec.torch_dtype == "float32" and not spec.use_4bit:
-            # In fewer bits the sum of weight and adapter would be rounded, and the prediction be another one.
-            base = base.merge_and_unload()
     classifier = Classifier(base)
     classifier.packs = packs
+    classifier.merge_adapter()
     return classifier
 
 

@@ -135,8 +135,11 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     try:
         train_loop(run, model, optimizer, scorer, progress)
         load_best(folder / "checkpoints", accelerator, model)
-        metrics = final_metrics(run, scorer, inputs, progress)
         save_model(folder / "model", accelerator, model, inputs.tokenizer, inputs.labels, run_recipe(recipe, seed))
+        if not shards_state(accelerator):
+            # As `predict` does, so that both sum in the same order and agree to the last bit.
+            unwrapped(model).merge_adapter()
+        metrics = final_metrics(run, scorer, inputs, progress)
         if accelerator.is_main_process:
             save_thresholds(folder / "thresholds.json", run.thresholds, inputs.labels.names)
             write_report(folder, recipe, metrics, progress.history)

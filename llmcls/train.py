@@ -135,11 +135,16 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     try:
         train_loop(run, model, optimizer, scorer, progress)
         load_best(folder / "checkpoints", accelerator, model)
-        save_model(folder / "model", accelerator, model, inputs.tokenizer, inputs.labels, run_recipe(recipe, seed))
-        if not shards_state(accelerator):
+        saving = (folder / "model", accelerator, model, inputs.tokenizer, inputs.labels, run_recipe(recipe, seed))
+        if shards_state(accelerator):
+            # Writing on one rank disturbs the gathering of shards in a forward pass that follows.
+            metrics = final_metrics(run, scorer, inputs, progress)
+            save_model(*saving)
+        else:
+            save_model(*saving)
             # As `predict` does, so that both sum in the same order and agree to the last bit.
             unwrapped(model).merge_adapter()
-        metrics = final_metrics(run, scorer, inputs, progress)
+            metrics = final_metrics(run, scorer, inputs, progress)
         if accelerator.is_main_process:
             save_thresholds(folder / "thresholds.json", run.thresholds, inputs.labels.names)
             write_report(folder, recipe, metrics, progress.history)

@@ -1,0 +1,129 @@
+"""Race prediction against a plain evaluation loop in arrival order, at batch 4 and 32, turn by turn.
+
+    python bench/predict_speed.py [--rows 2000] [--rounds 3]
+
+Both read the same CSV with the same trained adapter and give probabilities; the labels must be the same. Timed is the
+way from tokenized texts to probabilities on the host; reading and tokenizing is the same for both and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from bench.material import machine, median_ratio, prepare, write_section  # noqa: E402
+
+
+def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tuple[float, np.ndarray]:
+    """What a script would do: the adapter on its base, arrival order, dynamic padding with a mask."""
+    from peft import PeftModel
+
+    from llmcls.model import load_base
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base, _ = load_base(run.recipe.model, run.labels, device)
+    model = PeftModel.from_pretrained(base, run.folder / "model").to(device).eval()
+    # Any id that no text ends with serves its pooling, which looks for the last token that is not the pad id.
+    base.config.pad_token_id = pad_token_id
+    out = []
+    began = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(split), batch_size):
+            texts = [split.tokens[i] for i in range(first, min(len(split), first + batch_size))]
+            longest = max(map(len, texts))
+            ids = torch.full((len(texts), longest), pad_token_id)
+            mask = torch.zeros_like(ids)
+            for i, text in enumerate(texts):
+                ids[i, : len(text)] = torch.from_numpy(np.asarray(text, dtype=np.int64))
+                mask[i, : len(text)] = 1
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            out.append(torch.sigmoid(logits.float()).cpu())
+    return time.perf_counter() - began, torch.cat(out).numpy()
+
+
+def ours(run: Any, split: Any, pad_token_id: int) -> tuple[float, np.ndarray]:
+    """What `llmcls.predict` does between reading and writing."""
+    from accelerate import Accelerator
+
+    from llmcls.evaluate import make_scorer, score_split
+    from llmcls.metrics import to_probabilities
+    from llmcls.predict import load_classifier
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    model = accelerator.prepare_model(load_classifier(run, accelerator.device), evaluation_mode=True)
+    scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
+    began = time.perf_counter()
+    probabilities = to_probabilities(score_split(scorer, split), run.labels.problem_type)
+    return time.perf_counter() - began, probabilities
+
+
+def main() -> None:
+    """Train briefly, race, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    a = parser.parse_args()
+    logging.disable(logging.INFO)
+    from accelerate import PartialState
+
+    from llmcls.data import read_table, tokenize_split
+    from llmcls.engine import open_accelerator
+    from llmcls.model import load_tokenizer
+    from llmcls.predict import open_run
+    from llmcls.report import experiment_folder
+    from llmcls.train import train_seeds
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        material = prepare(folder, 2048, a.rows)
+        recipe = material.recipe("num_train_epochs=1", "test_csv=", f"exp.output_root={folder / 'outputs'}")
+        train_seeds(recipe, open_accelerator(recipe))
+        run = open_run(experiment_folder(recipe) / "run_0")
+        tokenizer = load_tokenizer(run.recipe.model)
+        split = tokenize_split(
+            read_table(material.test, "test"), "test", str(material.test), run.recipe, tokenizer, run.labels
+        )
+        assert PartialState().num_processes == 1
+        pad = tokenizer.pad_token_id
+        times: dict[str, list[float]] = {"llmcls": [], "plain loop, batch 4": [], "plain loop, batch 32": []}
+        for number in range(a.rounds):
+            answers = {}
+            for contestant, batch in (("llmcls", 0), ("plain loop, batch 4", 4), ("plain loop, batch 32", 32)):
+                seconds, found = plain_loop(run, split, pad, batch) if batch else ours(run, split, pad)
+                times[contestant].append(len(split) / seconds)
+                answers[contestant] = found
+                print(f"round {number + 1}  {contestant:22}  {times[contestant][-1]:7.1f} texts/s", flush=True)
+            for contestant, found in answers.items():
+                different = int(((found >= 0.5) != (answers["llmcls"] >= 0.5)).any(axis=1).sum())
+                apart = float(np.abs(found - answers["llmcls"]).max())
+                assert different == 0, (
+                    f"{contestant}: {different} rows have other labels (probabilities {apart:.1e} off)"
+                )
+    lines = [
+        f"{machine()}. {material.name}, {len(split)} test texts, max_length 512, float32 LoRA,",
+        f"{a.rounds} rounds in turn; medians of ratios.",
+        "",
+        "| | texts/s, each round | llmcls is faster by |",
+        "|---|---|---|",
+    ]
+    for contestant, speeds in times.items():
+        ratio = "" if contestant == "llmcls" else f"{median_ratio(times['llmcls'], speeds):.2f}"
+        lines.append(f"| {contestant} | {', '.join(f'{s:.1f}' for s in speeds)} | {ratio} |")
+    lines += ["", "Every contestant gave every text the same labels."]
+    write_section("Prediction", lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,3 +9,5 @@ setup demo test:
 bench: setup
 	.venv/bin/python bench/train_speed.py
 	.venv/bin/python bench/predict_speed.py
+	.venv/bin/python bench/scale.py
+	.venv/bin/python bench/gpu.py

@@ -117,7 +117,18 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
     optimizer = build_optimizer(model, recipe, device)
     model, optimizer = accelerator.prepare(model, optimizer)
     run = Run(
-        recipe, 0, folder, accelerator, labels, fixed_thresholds(LABELS), split, None, None, 32, unwrapped(model).packs
+        recipe,
+        0,
+        folder,
+        accelerator,
+        labels,
+        fixed_thresholds(LABELS),
+        split,
+        None,
+        None,
+        32,
+        unwrapped(model).packs,
+        budget,
     )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

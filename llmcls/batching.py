@@ -78,12 +78,9 @@ def step_rows(recipe: Recipe, ranks: int) -> int:
     return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
 
 
-def micro_batch_tokens(recipe: Recipe) -> int:
-    """Tokens a micro-batch may hold: as the recipe says, or what ``batch_size`` of its longest texts would need.
-
-    Memory is then what the recipe's author allowed for, and short texts fill it up.
-    """
-    return recipe.train.micro_batch_tokens or recipe.train.batch_size * recipe.data.max_length
+def default_micro_batch_tokens(recipe: Recipe) -> int:
+    """What ``batch_size`` texts of full length need: memory stays what the recipe's author allowed for."""
+    return recipe.train.batch_size * recipe.data.max_length
 
 
 def steps_per_epoch(rows: int, spec: BatchSpec) -> int:

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 
 from llmcls import run_command
-from llmcls.batching import BatchSpec, micro_batch_tokens, step_rows, steps_per_epoch
+from llmcls.batching import BatchSpec, default_micro_batch_tokens, step_rows, steps_per_epoch
 from llmcls.memory import estimate, shape_of
 from llmcls.model import load_config
 from llmcls.recipe import Recipe, load_recipe
@@ -49,7 +49,7 @@ def describe(recipe: Recipe, inputs: Inputs, root: Path) -> list[str]:
     shape = shape_of(config, recipe)
     memory = estimate(shape, recipe, "none", 1)
     train = recipe.train
-    spec = BatchSpec(step_rows(recipe, 1), 1, micro_batch_tokens(recipe))
+    spec = BatchSpec(step_rows(recipe, 1), 1, default_micro_batch_tokens(recipe))
     steps = steps_per_epoch(len(inputs.train), spec)
     storage = "4-bit" if recipe.model.use_4bit else recipe.model.torch_dtype
     trained = "all weights" if recipe.model.lora_r == 0 else f"LoRA r={recipe.model.lora_r}"

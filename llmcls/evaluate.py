@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llmcls.batching import collate, micro_batch_tokens, plan_evaluation
+from llmcls.batching import collate, default_micro_batch_tokens, plan_evaluation
 from llmcls.data import LabelSpace, Split
 from llmcls.engine import sum_over_ranks, unwrapped
 from llmcls.files import replacing
@@ -55,9 +55,11 @@ def make_scorer(
     accelerator: Accelerator, model: nn.Module, labels: LabelSpace, pad_token_id: int, recipe: Recipe
 ) -> Scorer:
     """A scorer with the recipe's evaluation batch: without activations to keep, four times the training one."""
-    tokens = recipe.train.eval_batch_size and recipe.train.eval_batch_size * recipe.data.max_length
-    packed = unwrapped(model).packs
-    return Scorer(accelerator, model, labels, pad_token_id, tokens or 4 * micro_batch_tokens(recipe), packed)
+    given, budget = recipe.train.eval_batch_size, recipe.train.micro_batch_tokens
+    # "auto" is found while training; a prediction must cut its batches as the run's own evaluation did.
+    training = budget if isinstance(budget, int) else default_micro_batch_tokens(recipe)
+    tokens = given * recipe.data.max_length if given else 4 * training
+    return Scorer(accelerator, model, labels, pad_token_id, tokens, unwrapped(model).packs)
 
 
 def score_windows(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:

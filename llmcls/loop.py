@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.batching import BatchSpec, Step, collate, micro_batch_tokens, plan_epoch, steps_per_epoch
+from llmcls.batching import BatchSpec, Step, collate, plan_epoch, steps_per_epoch
 from llmcls.checkpoints import Progress, save_best, save_last
 from llmcls.data import LabelSpace, Split
 from llmcls.engine import any_rank, check_shards, gradients_kept_local, sum_over_ranks
@@ -51,11 +51,12 @@ class Run:
     run_log: RunLog | None
     step_rows: int
     packed: bool
+    max_tokens: int
 
     @property
     def batches(self) -> BatchSpec:
         """The recipe's batching on this many ranks."""
-        return BatchSpec(self.step_rows, self.accelerator.num_processes, micro_batch_tokens(self.recipe), self.packed)
+        return BatchSpec(self.step_rows, self.accelerator.num_processes, self.max_tokens, self.packed)
 
     @property
     def total_steps(self) -> int:

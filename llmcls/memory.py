@@ -73,7 +73,8 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
     if sharding != "none":
         state /= ranks
     checkpointed = model.use_4bit if train.gradient_checkpointing is None else train.gradient_checkpointing
-    tokens = train.micro_batch_tokens or train.batch_size * recipe.data.max_length
+    given = train.micro_batch_tokens
+    tokens = given if isinstance(given, int) else train.batch_size * recipe.data.max_length
     layer = 34.0 * tokens * shape.hidden * storage / 2
     activations = shape.layers * tokens * shape.hidden * storage + layer if checkpointed else shape.layers * layer
     gib = 2.0**30

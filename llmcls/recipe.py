@@ -65,7 +65,7 @@ class TrainSection:
 
     batch_size: int = 4
     gradient_accumulation_steps: int = 8
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | Literal["auto"] | None = None
     packing: bool | None = None
     eval_batch_size: int | None = None
     num_train_epochs: int = 3
@@ -238,8 +238,9 @@ def _convert(where: str, value: Any, hint: Any) -> Any:
     """``value`` as ``hint`` asks, or a `UserMistake`; converts only what cannot be misunderstood."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        inner = next(a for a in typing.get_args(hint) if a is not type(None))
-        return None if value is None else _convert(where, value, inner)
+        alternatives = [a for a in typing.get_args(hint) if a is not type(None)]
+        words = [word for a in alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)]
+        return value if value is None or value in words else _convert(where, value, alternatives[0])
     if origin is Literal:
         if value in typing.get_args(hint):
             return value
@@ -311,7 +312,7 @@ def _check_values(recipe: Recipe) -> None:
         ("model.lora_r", model.lora_r, 0),
         ("train.batch_size", train.batch_size, 1),
         ("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1),
-        ("train.micro_batch_tokens", train.micro_batch_tokens, 1),
+        ("train.micro_batch_tokens", 1 if train.micro_batch_tokens == "auto" else train.micro_batch_tokens, 1),
         ("train.eval_batch_size", train.eval_batch_size, 1),
         ("train.num_train_epochs", train.num_train_epochs, 1),
         ("train.max_steps", train.max_steps, 1),

@@ -28,6 +28,7 @@ from accelerate.utils import set_seed
 
 from llmcls import UserMistake, __version__, run_command
 from llmcls.batching import step_rows
+from llmcls.budget import resolve_budget
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
 from llmcls.data import LabelSpace, Split, label_space, read_table, tokenize_split, warn_about_split
 from llmcls.engine import engine_name, open_accelerator, prepare, shards_state, unwrapped
@@ -117,6 +118,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         run_log=None,
         step_rows=progress.step_rows,
         packed=unwrapped(model).packs,
+        max_tokens=resolve_budget(recipe, accelerator, model),
     )
     if accelerator.is_main_process:
         name = "/".join(folder.parts[-3:])

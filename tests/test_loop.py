@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from llmcls.batching import plan_epoch, step_rows
+from llmcls.budget import resolve_budget
 from llmcls.engine import unwrapped
 from llmcls.loop import Run, optimizer_step
 from llmcls.model import build_classifier
@@ -31,7 +32,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     model, optimizer = accelerator.prepare(model, optimizer)
     thresholds = fixed_thresholds(len(inputs.labels.names))
     rows, packed = step_rows(recipe, 1), unwrapped(model).packs
-    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows, packed)
+    budget = resolve_budget(recipe, accelerator, model)
+    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows, packed, budget)
     step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
     loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)

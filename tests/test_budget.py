@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from llmcls import UserMistake, budget
+from llmcls.budget import find_budget, resolve_budget
+from llmcls.recipe import load_recipe
+from llmcls.train import main
+
+
+class OneParameter(torch.nn.Module):
+    """Stands for a model: notes the shapes it is tried with, and has room for so many tokens."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.packs, self.room, self.tried = True, room, []
+
+    def forward(self, input_ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        assert input_ids.shape == (sum(lengths),)
+        self.tried.append(sum(lengths))
+        if self.tried[-1] > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.weight * torch.ones(len(lengths), 2)
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch):
+    """Set tokens/s by tokens, in place of the clock."""
+
+    def use(rates: dict[int, float]) -> None:
+        real = budget._tokens_per_second
+
+        def rate(model, accelerator, texts, length):
+            real(model, accelerator, texts, length)
+            return rates[texts * length]
+
+        monkeypatch.setattr(budget, "_tokens_per_second", rate)
+
+    return use
+
+
+def test_it_grows_while_it_fits(write_recipe, speeds) -> None:
+    recipe, model = load_recipe(write_recipe(data__max_length=64)), OneParameter(room=600)
+    speeds({64 * 2**i: 100.0 * 2**i for i in range(12)})
+    assert find_budget(recipe, model, Accelerator(cpu=True)) == 512
+    assert max(model.tried) == 1024
+    assert model.weight.grad is None
+
+
+def test_it_stops_when_more_does_not_pay(write_recipe, speeds) -> None:
+    recipe, model = load_recipe(write_recipe(data__max_length=64)), OneParameter(room=10**9)
+    speeds({64: 100.0, 128: 180.0, 256: 182.0, 512: 181.0})
+    assert find_budget(recipe, model, Accelerator(cpu=True)) == 128
+    assert max(model.tried) == 512
+
+
+def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, monkeypatch) -> None:
+    recipe = write_recipe(train__num_train_epochs=1, model__lora_dropout=0.0)
+    main([str(recipe), "exp.run_name=given"])
+    main([str(recipe), "exp.run_name=auto", "micro_batch_tokens=auto"])
+    known = json.loads((tmp_path / "outputs" / "budgets.json").read_text())
+    assert len(known) == 1
+    assert next(iter(known)).startswith("cpu, tiny-llama, ")
+    assert next(iter(known.values())) % 64 == 0
+    root = tmp_path / "outputs" / "tiny-llama" / "products"
+    found = [json.loads((root / n / "run_0" / "metrics.json").read_text())["test"]["loss"] for n in ("given", "auto")]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+    monkeypatch.setattr(budget, "find_budget", lambda *_: pytest.fail("it is known"))
+    values = load_recipe(recipe, ["micro_batch_tokens=auto"])
+    model = torch.nn.Module()
+    assert resolve_budget(values, Accelerator(cpu=True), model) == next(iter(known.values()))
+    assert resolve_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model) == 99
+    assert resolve_budget(load_recipe(recipe), Accelerator(cpu=True), model) == 8 * 64
+
+
+def test_another_word_is_refused(write_recipe) -> None:
+    with pytest.raises(UserMistake, match="micro_batch_tokens is 'automatic'"):
+        load_recipe(write_recipe(), ["micro_batch_tokens=automatic"])

@@ -29,7 +29,7 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
     """What a script would do: the adapter on its base, arrival order, dynamic padding with a mask."""
     from peft import PeftModel
 
-    from llmcls.model import load_base
+    from llmcls.base import load_base
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, _ = load_base(run.recipe.model, run.labels, device)
@@ -77,9 +77,9 @@ def main() -> None:
     logging.disable(logging.INFO)
     from accelerate import PartialState
 
+    from llmcls.base import load_tokenizer
     from llmcls.data import read_table, tokenize_split
     from llmcls.engine import open_accelerator
-    from llmcls.model import load_tokenizer
     from llmcls.predict import open_run
     from llmcls.report import experiment_folder
     from llmcls.train import train_seeds

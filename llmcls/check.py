@@ -15,9 +15,9 @@ import torch
 from accelerate import PartialState
 
 from llmcls import run_command
+from llmcls.base import load_config
 from llmcls.batching import BatchSpec, default_micro_batch_tokens, step_rows, steps_per_epoch
 from llmcls.memory import estimate, shape_of
-from llmcls.model import load_config
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
 from llmcls.tracking import configure_logging

@@ -19,7 +19,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.model import AUTOCAST, Classifier
+from llmcls.base import AUTOCAST
+from llmcls.model import Classifier
 from llmcls.recipe import Recipe
 
 # Set by `llmcls.rehearse`: run the profile's real engine on CPU processes, over gloo.

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from llmcls import UserMistake
+from llmcls.base import load_config, load_tokenizer
 from llmcls.data import LabelSpace, label_space, read_table
 from llmcls.files import write_text
-from llmcls.model import load_config, load_tokenizer
 from llmcls.quickstart import make_corpus, train_tokenizer
 from llmcls.recipe import Recipe, recipe_to_yaml
 from llmcls.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink

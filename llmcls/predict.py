@@ -23,12 +23,13 @@ import torch
 from accelerate import Accelerator
 
 from llmcls import UserMistake, run_command
+from llmcls.base import load_base, load_tokenizer
 from llmcls.data import LabelSpace, Split, read_table, tokenize_split
 from llmcls.engine import open_accelerator, sum_over_ranks
 from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows
 from llmcls.files import read_json, write_json
 from llmcls.metrics import metric_direction, to_probabilities
-from llmcls.model import Classifier, load_base, load_tokenizer, prepare_packing
+from llmcls.model import Classifier, prepare_packing
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
 from llmcls.thresholds import apply_thresholds, load_thresholds

@@ -70,7 +70,10 @@ def write_summary(root: Path, runs: list[Path]) -> str:
 def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Write report.html: the curves, the metrics of every split, each class, the recipe; no outside file needed."""
     splits = [s for s in ("train", "validation", "test") if s in metrics]
-    title = f"{recipe.model.model_name} on {recipe.data.dataset_name}, seed {metrics['seed']}"
+    model = recipe.model.model_name
+    title = (
+        f"{Path(model).name if Path(model).is_dir() else model} on {recipe.data.dataset_name}, seed {metrics['seed']}"
+    )
     overview = _table(
         ["metric", *splits],
         [

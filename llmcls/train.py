@@ -27,6 +27,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
 from llmcls import UserMistake, __version__, run_command
+from llmcls.base import load_tokenizer
 from llmcls.batching import step_rows
 from llmcls.budget import resolve_budget
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
@@ -37,7 +38,7 @@ from llmcls.files import write_json, write_text
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
 from llmcls.loop import Run, train_loop
 from llmcls.metrics import METRIC_NAMES
-from llmcls.model import build_classifier, count_parameters, load_tokenizer
+from llmcls.model import build_classifier, count_parameters
 from llmcls.optim import build_optimizer, optimizer_name
 from llmcls.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_yaml
 from llmcls.report import experiment_folder, write_report, write_summary

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llmcls import UserMistake
+from llmcls.base import load_tokenizer
 from llmcls.data import label_space, read_table, tokenize_split
-from llmcls.model import load_tokenizer
 from llmcls.recipe import load_recipe
 from tests.conftest import read_rows, write_csv
 

@@ -204,8 +204,8 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
 
 @needs_real_data
 def test_on_real_news_packed_and_single_texts_agree(write_recipe) -> None:
+    from llmcls.base import load_tokenizer
     from llmcls.data import encode_texts
-    from llmcls.model import load_tokenizer
 
     recipe = write_recipe(model__model_name=str(STORY_LLAMA), model__lora_dropout=0.0)
     rows = read_rows(REUTERS / "test.csv")[:40]

@@ -19,7 +19,7 @@ from llmcls.interrupt import STOP_AFTER, Interrupted
 from llmcls.predict import main as predict
 from llmcls.recipe import load_recipe
 from llmcls.train import train_seeds
-from tests.conftest import ROOT, TOPICS, read_rows
+from tests.conftest import ROOT, TOPICS, read_rows, write_csv
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
@@ -98,7 +98,7 @@ def alone(recipe: Path) -> Callable[[list[str]], tuple[Path, Path]]:
     made: dict[str, tuple[Path, Path]] = {}
 
     def get(overrides: list[str]) -> tuple[Path, Path]:
-        kind = "-".join(overrides)
+        kind = "-".join(override.partition("=")[0] for override in overrides)
         if kind not in made:
             folders = run_folder(recipe, f"alone{kind}"), run_folder(recipe, f"alone{kind}-cut")
             for folder, stop_after in zip(folders, (-1, CUT), strict=True):
@@ -210,6 +210,20 @@ def test_a_checkpoint_of_one_process_goes_on_with_two(trained, alone) -> None:
     name, runs = trained
     assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])[0]), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize("profile", ["fsdp", "zero3"])
+def test_ranks_with_very_unlike_texts_stay_in_step(profile: str, recipe: Path, alone, products, tmp_path: Path) -> None:
+    """One text in ten is twenty times as long as the others; a micro-batch holds one of them, or all the others."""
+    rows = read_rows(products / "train.csv")
+    for i, row in enumerate(rows):
+        row["description"] = row["description"] * 3 if i % 10 == 0 else row["title"][:8]
+    skewed = write_csv(recipe.parent / "skewed.csv", rows)
+    overrides = [f"train_csv={skewed}", "micro_batch_tokens=64"]
+    plan = [{"overrides": [f"exp.run_name={profile}-skewed"], "stop_after": None}]
+    launch(recipe, profile, overrides, plan, tmp_path)
+    one = alone(overrides)[0]
+    assert losses(run_folder(recipe, f"{profile}-skewed")) == pytest.approx(losses(one), rel=1e-4)
 
 
 @pytest.mark.parametrize("profile", ["fsdp", "zero2"])

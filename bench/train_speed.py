@@ -91,7 +91,7 @@ def table(results: dict[str, list[dict]]) -> list[str]:
 def main() -> None:
     """Race, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--uniform", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="float32")

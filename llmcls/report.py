@@ -38,7 +38,9 @@ def write_summary(root: Path, runs: list[Path]) -> str:
     The standard deviation is that of a sample (n - 1), None for a single seed.
     """
     results = [read_json(run / "metrics.json") for run in runs]
-    splits = [s for s in ("validation", "test") if all(s in r for r in results)] or ["train"]
+    splits = [s for s in ("validation", "test") if all(s in r for r in results)]
+    if not splits and all("train" in r for r in results):
+        splits = ["train"]
     summary: dict[str, Any] = {"seeds": [r["seed"] for r in results], "runs": [run.name for run in runs]}
     for split in splits:
         summary[split] = {}
@@ -74,20 +76,21 @@ def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], history:
     title = (
         f"{Path(model).name if Path(model).is_dir() else model} on {recipe.data.dataset_name}, seed {metrics['seed']}"
     )
-    overview = _table(
-        ["metric", *splits],
-        [
-            [name, *(_number(metrics[s][name]) for s in splits)]
-            for name, value in metrics[splits[-1]].items()
-            if not isinstance(value, dict)
-        ],
-    )
-    shown = splits[-1]
-    columns = list(next(iter(metrics[shown]["per_class"].values())))
-    classes = _table(
-        ["label", *columns],
-        [[name, *(_number(row[c]) for c in columns)] for name, row in metrics[shown]["per_class"].items()],
-    )
+    overview = classes = "<p>No split was evaluated.</p>"
+    if splits:
+        shown = splits[-1]
+        overview = _table(
+            ["metric", *splits],
+            [
+                [name, *(_number(metrics[s][name]) for s in splits)]
+                for name, value in metrics[shown].items()
+                if not isinstance(value, dict)
+            ],
+        )
+        per_class = metrics[shown]["per_class"]
+        columns = list(next(iter(per_class.values())))
+        rows = [[name, *(_number(row[c]) for c in columns)] for name, row in per_class.items()]
+        classes = f"<h2>Each label ({shown})</h2>{_table(['label', *columns], rows)}"
     training = metrics["training"]
     facts = (
         f"{metrics['steps']} optimizer steps in {training['seconds']:.0f} s, "
@@ -99,7 +102,7 @@ def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], history:
 <h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
 <h2>Training</h2>{_curves(history, recipe.train.metric_for_best_model)}
 <h2>Metrics</h2>{overview}
-<h2>Each label ({shown})</h2>{classes}
+{classes if splits else ""}
 <h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>
 </body></html>
 """

@@ -151,6 +151,15 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path)
     assert curve("cut") == curve("whole")
 
 
+def test_a_run_that_evaluates_nothing_ends_well(write_recipe) -> None:
+    root = train(
+        write_recipe(data__val_csv=None, data__test_csv=None, train__num_train_epochs=1), "train_metrics_rows=0"
+    )
+    assert "No split was evaluated" in (root / "run_0" / "report.html").read_text(encoding="utf-8")
+    assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["seeds"] == [1]
+    assert (root / "run_0" / "model" / "adapter_model.safetensors").exists()
+
+
 def test_wandb_offline_gets_the_numbers(write_recipe) -> None:
     root = train(write_recipe(train__num_train_epochs=1, train__report_to=["wandb"]))
     assert list((root / "run_0" / "wandb").glob("offline-run-*/*.wandb"))

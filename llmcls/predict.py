@@ -95,9 +95,10 @@ def open_run(folder: Path, base_model: str | None = None) -> TrainedRun:
     UserMistake: no run there, or one that is not finished.
     """
     saved = folder / "model" / "recipe.yaml"
-    if not saved.is_file():
+    # The model is written before the last evaluation, thresholds.json and, last of all, metrics.json.
+    if not saved.is_file() or not (folder / "metrics.json").is_file():
         why = "was started but not finished" if (folder / "recipe.yaml").is_file() else "is no run folder"
-        raise UserMistake(f"{folder} {why} (it has no model/recipe.yaml); train it to the end first")
+        raise UserMistake(f"{folder} {why} (it has no model/recipe.yaml or no metrics.json); train it to the end first")
     recipe = load_recipe(saved)
     if base_model:
         recipe = replace(recipe, model=replace(recipe.model, model_name=base_model))

@@ -82,9 +82,10 @@ def wait(device: torch.device) -> None:
 def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> dict[str, float]:
     """Train ``steps`` optimizer steps of 32 texts and predict as many texts."""
     from llmcls.batching import plan_epoch
-    from llmcls.data import LabelSpace, Split
+    from llmcls.data import Split
     from llmcls.engine import open_accelerator, unwrapped
     from llmcls.evaluate import make_scorer, score_split
+    from llmcls.labels import LabelSpace
     from llmcls.loop import Run, optimizer_step
     from llmcls.model import build_classifier
     from llmcls.optim import build_optimizer

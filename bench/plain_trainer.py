@@ -13,7 +13,7 @@ import torch
 def train_with_trainer(
     recipe: Any, seed: int, batch_size: int, accumulation: int, grouped: bool, folder: Path
 ) -> dict[str, float]:
-    """Train one epoch of a recipe's data with `Trainer`; returns seconds, samples and test micro-F1.
+    """Train on a recipe's data with `Trainer`; returns seconds, samples and test micro-F1.
 
     Dynamic padding in every form; ``grouped`` draws batches of like lengths.
     """
@@ -62,8 +62,9 @@ def train_with_trainer(
     sets = sets.map(encode, batched=True, remove_columns=sets["train"].column_names)
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-        per_device_eval_batch_size=4 * batch_size, num_train_epochs=1, learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm, lr_scheduler_type=train.lr_scheduler_type,
+        per_device_eval_batch_size=4 * batch_size, num_train_epochs=train.num_train_epochs,
+        learning_rate=train.learning_rate, weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=train.lr_scheduler_type,
         warmup_steps=train.warmup_ratio, seed=seed, bf16=spec.torch_dtype == "bfloat16", logging_steps=1000,
         save_strategy="no", report_to=[], use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         dataloader_pin_memory=False, train_sampling_strategy="group_by_length" if grouped else "random",
@@ -79,6 +80,6 @@ def train_with_trainer(
     true = np.array(sets["test"]["labels"])
     return {
         "seconds": seconds,
-        "samples": float(len(sets["train"])),
+        "samples": float(len(sets["train"]) * train.num_train_epochs),
         "f1": float(f1_score(true, logits > 0, average="micro", zero_division=0)),
     }

@@ -78,10 +78,11 @@ def main() -> None:
     from accelerate import PartialState
 
     from llmcls.base import load_tokenizer
-    from llmcls.data import read_table, tokenize_split
+    from llmcls.data import tokenize_split
     from llmcls.engine import open_accelerator
     from llmcls.predict import open_run
     from llmcls.report import experiment_folder
+    from llmcls.tables import read_table
     from llmcls.train import train_seeds
 
     with tempfile.TemporaryDirectory() as name:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.data import LabelSpace
-from llmcls.recipe import ModelSection
+from llmcls.labels import LabelSpace
+from llmcls.sections import ModelSection
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ forward pass would leave the others waiting in a collective under FSDP or ZeRO.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,14 +53,16 @@ class Step:
 class Batch:
     """A micro-batch.
 
-    input_ids: int64 [rows, longest], right-padded, or [tokens], packed. lengths: tokens of each row.
+    input_ids: int64 [texts, longest], right-padded, or [tokens], packed. lengths: tokens of each text.
     rows: row numbers in the split. labels: float32 [rows, labels], int64 [rows], or None.
+    windows: how many texts each row is, where long rows are read in windows; None where a row is one text.
     """
 
     input_ids: torch.Tensor
     lengths: list[int]
     labels: torch.Tensor | None
     rows: np.ndarray
+    windows: list[int] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``; to a GPU through pinned memory, so that nothing waits for the copy."""
@@ -70,7 +72,8 @@ class Batch:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        return Batch(move(self.input_ids), self.lengths, None if self.labels is None else move(self.labels), self.rows)
+        labels = None if self.labels is None else move(self.labels)
+        return replace(self, input_ids=move(self.input_ids), labels=labels)
 
 
 def step_rows(recipe: Recipe, ranks: int) -> int:
@@ -88,17 +91,38 @@ def steps_per_epoch(rows: int, spec: BatchSpec) -> int:
     return -(-rows // spec.step_rows)
 
 
-def plan_epoch(lengths: np.ndarray, spec: BatchSpec, seed: int, epoch: int, first_step: int = 0) -> Iterator[Step]:
+def plan_epoch(
+    lengths: np.ndarray, spec: BatchSpec, seed: int, epoch: int, first_step: int = 0, weights: np.ndarray | None = None
+) -> Iterator[Step]:
     """The steps of one epoch from ``first_step`` on, the same on every rank.
 
     Parameters
     ----------
     lengths: int [rows], tokens per row.
     seed, epoch: the order is a function of these two alone, so a resumed run sees the same steps.
+    weights: float [rows]; draws as many rows with replacement, these being their chances. None takes each row once.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    rng = np.random.default_rng([seed, epoch])
+    if weights is None:
+        order = rng.permutation(len(lengths))
+    else:
+        order = rng.choice(len(lengths), len(lengths), p=weights / weights.sum())
     for start in range(first_step * spec.step_rows, len(order), spec.step_rows):
         yield plan_step(order[start : start + spec.step_rows], lengths, spec)
+
+
+def balanced_weights(marks: np.ndarray) -> np.ndarray:
+    """float64 [rows]: how much more often a row is drawn for its rarest label.
+
+    sqrt(frequency of the most frequent label / frequency of the row's rarest one), 1 for a row without labels: repeat
+    factor sampling (Gupta et al. 2019, "LVIS", section 5.1) with the most frequent label as its threshold.
+
+    Parameters
+    ----------
+    marks: bool [rows, labels]
+    """
+    counts = np.maximum(marks.sum(0), 1)
+    return np.maximum(1.0, (marks * np.sqrt(counts.max() / counts)).max(axis=1))
 
 
 def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
@@ -164,6 +188,10 @@ def _cut(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndar
 def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = False) -> Batch:
     """Pad or pack the rows into one batch; no rows make a batch of one token, for a pass that counts nothing."""
     texts = [split.tokens[row] for row in rows] or [np.array([pad_token_id], dtype=np.int32)]
+    windows = None
+    if split.window is not None:
+        cut = [np.split(text, range(split.window, len(text), split.window)) for text in texts]
+        windows, texts = [len(parts) for parts in cut], [part for parts in cut for part in parts]
     lengths = [len(t) for t in texts]
     if packed:
         input_ids = np.concatenate(texts).astype(np.int64)
@@ -175,4 +203,4 @@ def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = Fa
     if split.labels is not None:
         # Row 0 stands in for the labels of an empty batch; its loss has weight zero.
         labels = torch.from_numpy(split.labels[rows if len(rows) else np.zeros(1, dtype=np.int64)])
-    return Batch(torch.from_numpy(input_ids), lengths, labels, rows)
+    return Batch(torch.from_numpy(input_ids), lengths, labels, rows, windows)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.data import LabelSpace
 from llmcls.engine import torch_optimizer, unwrapped
 from llmcls.files import current_folder, read_json, replacing_folder, write_json
+from llmcls.labels import LabelSpace
 from llmcls.recipe import Recipe, recipe_to_dict, recipe_to_yaml
 from llmcls.state import load_optimizer_moments, load_trained_weights, optimizer_moments, trained_weights
 

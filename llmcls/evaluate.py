@@ -14,11 +14,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls.batching import collate, default_micro_batch_tokens, plan_evaluation
-from llmcls.data import LabelSpace, Split
+from llmcls.calibration import Calibration, calibrated
+from llmcls.data import Split
 from llmcls.engine import sum_over_ranks, unwrapped
 from llmcls.files import replacing
+from llmcls.intervals import bootstrap_intervals
+from llmcls.labels import LabelSpace
 from llmcls.losses import build_loss
-from llmcls.metrics import evaluate_predictions, to_probabilities
+from llmcls.metrics import confusions, evaluate_predictions
 from llmcls.recipe import Recipe
 from llmcls.thresholds import Thresholds, apply_thresholds
 
@@ -87,7 +90,7 @@ def _score_window(scorer: Scorer, split: Split, first: int, last: int) -> np.nda
     scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
     for rows in plan[accelerator.process_index]:
         batch = collate(split, first + rows, scorer.pad_token_id, scorer.packed).to(device)
-        logits = scorer.model(batch.input_ids, batch.lengths)
+        logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
         if len(rows):
             where = torch.from_numpy(rows).to(device)
             scores[where, :-1] = logits.float()
@@ -105,17 +108,29 @@ def score_split(scorer: Scorer, split: Split) -> np.ndarray:
 
 
 def evaluate_logits(
-    logits: np.ndarray, split_labels: np.ndarray, labels: LabelSpace, thresholds: Thresholds
+    logits: np.ndarray,
+    split_labels: np.ndarray,
+    labels: LabelSpace,
+    thresholds: Thresholds,
+    calibration: Calibration | None = None,
 ) -> Evaluation:
     """Probabilities, decisions and metrics of scored rows.
 
-    ``metrics["loss"]`` is the mean over samples of the training loss, on the scale of the logged one.
+    ``metrics["loss"]`` is the mean cross-entropy over samples, uncalibrated, whatever loss was trained with.
     """
-    probabilities = to_probabilities(logits, labels.problem_type)
-    predicted = apply_thresholds(probabilities, thresholds, labels.problem_type)
+    probabilities = calibrated(logits, calibration or Calibration(), labels)
+    predicted = apply_thresholds(probabilities, thresholds, labels)
     metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names)
     per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
     return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
+
+
+def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> dict[str, Any]:
+    """What a final evaluation says besides its metrics: bootstrap intervals and the commonest confusions."""
+    return {
+        "intervals": bootstrap_intervals(true, predicted),
+        "confusions": confusions(true, predicted, labels.names),
+    }
 
 
 def prediction_lines(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls import UserMistake
-from llmcls.batching import BatchSpec, Step, collate, plan_epoch, steps_per_epoch
+from llmcls.batching import BatchSpec, Step, balanced_weights, collate, plan_epoch, steps_per_epoch
+from llmcls.calibration import Calibration
 from llmcls.checkpoints import Progress, save_best, save_last
-from llmcls.data import LabelSpace, Split
+from llmcls.data import Split
 from llmcls.engine import any_rank, check_shards, gradients_kept_local, sum_over_ranks
 from llmcls.evaluate import Scorer, evaluate_logits, score_split
 from llmcls.interrupt import Interrupted, stop_requested
-from llmcls.losses import build_loss
+from llmcls.labels import LabelSpace, as_marks, count_positives
+from llmcls.losses import Loss, build_loss
 from llmcls.metrics import metric_direction
 from llmcls.optim import learning_rate_factor, set_learning_rate
 from llmcls.recipe import Recipe
@@ -52,6 +55,7 @@ class Run:
     step_rows: int
     packed: bool
     max_tokens: int
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def batches(self) -> BatchSpec:
@@ -64,6 +68,19 @@ class Run:
         train = self.recipe.train
         planned = train.num_train_epochs * steps_per_epoch(len(self.train), self.batches)
         return planned if train.max_steps is None else min(planned, train.max_steps)
+
+    @cached_property
+    def loss_of(self) -> Loss:
+        """The recipe's loss on this training split."""
+        positives = count_positives(self.train.labels, self.labels)
+        return build_loss(self.labels.problem_type, self.recipe.train, positives, len(self.train))
+
+    @cached_property
+    def row_weights(self) -> np.ndarray | None:
+        """How often rows are drawn, float64 [rows]; None where each is taken once an epoch."""
+        if self.recipe.train.sampling == "uniform":
+            return None
+        return balanced_weights(as_marks(self.train.labels, self.labels))
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write to the run's log, on the rank that has it."""
@@ -86,7 +103,8 @@ def train_loop(run: Run, model: nn.Module, optimizer: Any, scorer: Scorer, progr
     shards_checked = False
     try:
         while progress.step < run.total_steps and not _out_of_patience(run, progress):
-            for step in plan_epoch(run.train.lengths, run.batches, run.seed, progress.epoch, progress.step_in_epoch):
+            where = (run.seed, progress.epoch, progress.step_in_epoch)
+            for step in plan_epoch(run.train.lengths, run.batches, *where, run.row_weights):
                 window.add(step, optimizer_step(run, model, optimizer, scorer.pad_token_id, step, progress.step))
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -127,7 +145,6 @@ def optimizer_step(
     micro-batches hold different numbers of them.
     """
     accelerator, recipe = run.accelerator, run.recipe
-    loss_of = build_loss(run.labels.problem_type)
     # Dropout is a function of seed, step and rank: a resumed run draws the masks an uninterrupted one would.
     sequence = np.random.SeedSequence([run.seed, number, accelerator.process_index])
     torch.manual_seed(int(sequence.generate_state(1)[0]))
@@ -138,7 +155,7 @@ def optimizer_step(
     for k, rows in enumerate(mine):
         batch = collate(run.train, rows, pad_token_id, run.packed).to(accelerator.device)
         with gradients_kept_local(accelerator, model, last=k == len(mine) - 1):
-            losses = loss_of(model(batch.input_ids, batch.lengths), batch.labels)
+            losses = run.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
             # A rank without rows for this pass still runs it, with weight zero, to keep the ranks in step.
             weight = accelerator.num_processes / step.rows if len(rows) else 0.0
             accelerator.backward(losses.sum() * weight)

@@ -8,14 +8,14 @@ import numpy as np
 
 _AVERAGES = ("micro", "macro", "weighted", "samples")
 METRIC_NAMES = frozenset(
-    ["loss", "accuracy", "hamming_loss", "average_precision_macro", "roc_auc_macro"]
+    ["loss", "accuracy", "hamming_loss", "average_precision_macro", "roc_auc_macro", "calibration_error"]
     + [f"{kind}_{average}" for kind in ("f1", "precision", "recall") for average in _AVERAGES]
 )
 
 
 def metric_direction(name: str) -> int:
     """+1 when more is better, -1 when less is."""
-    return -1 if name in ("loss", "hamming_loss") else 1
+    return -1 if name in ("loss", "hamming_loss", "calibration_error") else 1
 
 
 def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -52,22 +52,29 @@ def evaluate_predictions(
     Name to value, with ``per_class`` a dictionary by label. A value that has no meaning (average precision of a
     label without a positive) is None; precision, recall and F1 of 0/0 are 0, as scikit-learn's ``zero_division=0``.
     """
-    from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
 
     true = labels.astype(bool) if labels.ndim == 2 else np.arange(len(label_names)) == labels[:, None]
+    count = len(label_names)
+    # A second, empty column: of one alone scikit-learn would believe that it is a binary problem.
+    shown = [np.pad(m, ((0, 0), (0, 1))) if count == 1 else m for m in (true, predicted)]
+    numbers = list(range(count))
     metrics: dict[str, Any] = {}
     for average in _AVERAGES:
-        precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, average=average, zero_division=0)
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            *shown, labels=numbers, average=average, zero_division=0
+        )
         metrics[f"f1_{average}"] = float(f1)
         metrics[f"precision_{average}"] = float(precision)
         metrics[f"recall_{average}"] = float(recall)
-    metrics["accuracy"] = float(accuracy_score(true, predicted))
-    metrics["hamming_loss"] = float(hamming_loss(true, predicted))
-    columns = precision_recall_fscore_support(true, predicted, average=None, zero_division=0)
+    metrics["accuracy"] = float((true == predicted).all(axis=1).mean())
+    metrics["hamming_loss"] = float((true != predicted).mean())
+    columns = precision_recall_fscore_support(*shown, labels=numbers, average=None, zero_division=0)
     ranking = [_ranking_metrics(true[:, i], probabilities[:, i]) for i in range(len(label_names))]
     for key in ("average_precision", "roc_auc"):
         defined = [r[key] for r in ranking if r[key] is not None]
         metrics[f"{key}_macro"] = float(np.mean(defined)) if defined else None
+    metrics["calibration_error"] = expected_calibration_error(probabilities, true, labels.ndim == 2)
     metrics["per_class"] = {
         name: {
             "precision": float(columns[0][i]),
@@ -79,6 +86,45 @@ def evaluate_predictions(
         for i, name in enumerate(label_names)
     }
     return metrics
+
+
+def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, multi_label: bool, bins: int = 15) -> float:
+    """The mean gap between stated probability and what came true, in ``bins`` equal intervals weighted by their cells.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3: over classes, the confidence of the most
+    probable class against accuracy; for multi-label, every cell's probability against the share of true cells.
+
+    Parameters
+    ----------
+    probabilities: float [rows, labels]. true: bool [rows, labels].
+    """
+    if multi_label:
+        confidence, came_true = probabilities.ravel().astype(np.float64), true.ravel()
+    else:
+        best = probabilities.argmax(axis=1)
+        rows = np.arange(len(best))
+        confidence, came_true = probabilities[rows, best].astype(np.float64), true[rows, best]
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, weights=confidence, minlength=bins) - np.bincount(which, came_true, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def confusions(true: np.ndarray, predicted: np.ndarray, names: list[str], top: int = 20) -> list[dict[str, Any]]:
+    """The pairs of labels most often taken for one another: rows that miss ``true`` and wrongly have ``predicted``.
+
+    ``predicted`` is None where rows miss the label and have no wrong one in its place.
+
+    Parameters
+    ----------
+    true, predicted: bool [rows, labels]
+    """
+    missed, extra = true & ~predicted, predicted & ~true
+    pairs = missed.astype(np.float64).T @ extra.astype(np.float64)
+    alone = (missed & ~extra.any(axis=1, keepdims=True)).sum(axis=0)
+    table = np.concatenate([pairs, alone[:, None]], axis=1).astype(int)
+    order = np.argsort(-table, axis=None, kind="stable")[:top]
+    found = [(*np.unravel_index(i, table.shape), int(table.flat[i])) for i in order if table.flat[i] > 0]
+    return [{"true": names[a], "predicted": names[b] if b < len(names) else None, "rows": rows} for a, b, rows in found]
 
 
 def _ranking_metrics(true: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:

@@ -17,11 +17,12 @@ import numpy as np
 
 from llmcls import UserMistake
 from llmcls.base import load_config, load_tokenizer
-from llmcls.data import LabelSpace, label_space, read_table
 from llmcls.files import write_text
+from llmcls.labels import LabelSpace, label_space
 from llmcls.quickstart import make_corpus, train_tokenizer
 from llmcls.recipe import Recipe, recipe_to_yaml
 from llmcls.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink
+from llmcls.tables import read_table
 
 # Uneven on purpose: divisible by no number of processes and no batch.
 ROWS = {"train": 97, "validation": 37, "test": 53}

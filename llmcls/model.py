@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from llmcls.base import DTYPES, load_base, quantized_layers
-from llmcls.data import LabelSpace
-from llmcls.packing import pooled_states, try_packing
-from llmcls.recipe import ModelSection, Recipe
+from llmcls.labels import LabelSpace
+from llmcls.packing import Way, pooled_states, try_packing
+from llmcls.pooling import add_attention_query, pool
+from llmcls.recipe import Recipe
+from llmcls.sections import ModelSection
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,8 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # Set by `build_classifier` and `load_classifier`: whether micro-batches come packed.
-        self.packs = False
+        # Set by `prepare_base`: whether micro-batches come packed, and how texts and windows are pooled.
+        self.packs, self.pooling, self.window_pooling = False, "last", "mean"
         # FSDP's automatic wrapping asks the outermost module which layers to shard.
         self._no_split_modules = list(self.sequence_classifier._no_split_modules or [])
         self.config = self.sequence_classifier.config
@@ -43,8 +45,8 @@ class Classifier(nn.Module):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
-    def pools_last_token(self) -> bool:
-        """Whether this is a causal decoder, whose ``score`` head reads the last token."""
+    def is_decoder(self) -> bool:
+        """Whether this is a causal decoder, whose ``score`` head reads a pooled state."""
         return hasattr(self.sequence_classifier, "score")
 
     def merge_adapter(self) -> None:
@@ -57,32 +59,46 @@ class Classifier(nn.Module):
         if exact and hasattr(self.model, "merge_and_unload"):
             self.model = self.model.merge_and_unload()
 
-    def forward(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, lengths: Sequence[int], windows: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Logits of texts, right-padded or packed.
 
         Parameters
         ----------
         input_ids: int64 [batch, tokens], right-padded, or [tokens], one text after the other (only when `packs`).
         lengths: real tokens of each text, at least 1; on the host, where the plan of a pass is made.
+        windows: how many of the texts are the windows of one row; their logits become that row's.
 
         Returns
         -------
-        logits: float32 [batch, labels]
+        logits: float32 [rows, labels]
         """
+        logits = self._text_logits(input_ids, lengths)
+        if windows is None:
+            return logits
+        parts = logits.split(list(windows))
+        return torch.stack([p.amax(0) if self.window_pooling == "max" else p.mean(0) for p in parts])
+
+    def _text_logits(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         network = self.sequence_classifier
         if self.packs and input_ids.dim() == 2:
             input_ids = torch.cat([text[:length] for text, length in zip(input_ids, lengths, strict=True)])
         if input_ids.dim() == 1:
-            pooled = pooled_states(network, input_ids, list(lengths))
+            pooled = pooled_states(network, input_ids, list(lengths), network.score)
         else:
-            ends = torch.tensor(lengths).to(input_ids.device, non_blocking=True) - 1
-            if not self.pools_last_token:
-                mask = torch.arange(input_ids.shape[1], device=input_ids.device) <= ends[:, None]
-                return network(input_ids=input_ids, attention_mask=mask.long()).logits.float()
+            sizes = torch.tensor(lengths).to(input_ids.device, non_blocking=True)
+            real = torch.arange(input_ids.shape[1], device=input_ids.device) < sizes[:, None]
+            if not self.is_decoder:
+                return network(input_ids=input_ids, attention_mask=real.long()).logits.float()
             # A real token of a causal model never sees the padding to its right, so no mask is needed, and
             # without one attention takes its fastest causal kernel. A KV cache would be built and thrown away.
             hidden = network.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            pooled = hidden[torch.arange(len(ends), device=hidden.device), ends]
+            if self.pooling == "last":
+                # The same as below, without waiting for the device to count the real tokens.
+                pooled = hidden[torch.arange(len(sizes), device=hidden.device), sizes - 1]
+            else:
+                pooled = pool(hidden[real], sizes, self.pooling, network.score)
         # The head decides between close scores: it computes in the precision it is stored in.
         with torch.autocast(device_type=pooled.device.type, enabled=False):
             return network.score(pooled.to(_parameter_dtype(network.score))).float()
@@ -104,23 +120,49 @@ def build_classifier(recipe: Recipe, labels: LabelSpace, device: torch.device) -
                 "train.gradient_checkpointing", f"is on, but {type(base).__name__} has none; set it to false"
             )
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    packs = prepare_packing(base, recipe, device)
-    classifier = Classifier(base if spec.lora_r == 0 else _add_adapter(base, spec, new_modules, recipe))
-    classifier.packs = packs
-    return classifier
+    packs = prepare_base(base, recipe, device)
+    adapted = base if spec.lora_r == 0 else _add_adapter(base, spec, new_modules, recipe)
+    return finish_classifier(adapted, recipe, packs)
 
 
-def prepare_packing(base: nn.Module, recipe: Recipe, device: torch.device) -> bool:
-    """Whether micro-batches will be packed: as ``train.packing`` says, or where the model and the device can.
+def prepare_base(base: nn.Module, recipe: Recipe, device: torch.device) -> bool:
+    """Set up pooling and packing on a loaded base; returns whether micro-batches will be packed.
+
+    They are as ``train.packing`` says, or where the model and the device can.
 
     Raises
     ------
-    UserMistake: ``train.packing`` is true for a model that cannot.
+    UserMistake: ``train.packing``, a pooling or bidirectional attention is wanted of a model that cannot.
     """
+    spec, wanted = recipe.model, recipe.train.packing
+    if not hasattr(base, "score"):
+        for key, used in (("pooling", spec.pooling != "last"), ("bidirectional", spec.bidirectional)):
+            if used:
+                raise recipe.mistake(
+                    f"model.{key}", f"is for decoders; {type(base).__name__} sees the whole text and pools by itself"
+                )
+    if spec.bidirectional and wanted is False:
+        raise recipe.mistake("model.bidirectional", "needs packed micro-batches; leave train.packing out")
+    way = Way(spec.pooling, spec.bidirectional)
     try:
-        return try_packing(base, recipe.data.max_length, recipe.train.packing, device, DTYPES[recipe.model.torch_dtype])
+        # Without packing, attention is causal, so a bidirectional model has to be packed or refused.
+        packs = try_packing(
+            base, recipe.data.max_length, True if spec.bidirectional else wanted, device, DTYPES[spec.torch_dtype], way
+        )
     except ValueError as error:
-        raise recipe.mistake("train.packing", f"is true, but {error}; set it to false or leave it out") from error
+        key = "model.bidirectional" if spec.bidirectional and not wanted else "train.packing"
+        raise recipe.mistake(key, f"is true, but {error}; set it to false or leave it out") from error
+    if spec.pooling == "attention":
+        add_attention_query(base)
+    return packs
+
+
+def finish_classifier(model: nn.Module, recipe: Recipe, packs: bool) -> Classifier:
+    """The `Classifier` around a prepared base with its adapter."""
+    classifier = Classifier(model)
+    classifier.packs, classifier.pooling = packs, recipe.model.pooling
+    classifier.window_pooling = recipe.data.window_pooling
+    return classifier
 
 
 def checkpoints_activations(recipe: Recipe) -> bool:
@@ -154,6 +196,13 @@ def _add_adapter(base: Any, spec: ModelSection, new_modules: list[str], recipe: 
                     "model.lora_target_modules",
                     f"names {target!r}, which {spec.model_name} has not; its linear layers are {', '.join(linear)}",
                 )
+    if spec.lora_layers is not None:
+        depth = base.config.get_text_config().num_hidden_layers
+        beyond = [i for i in spec.lora_layers if not -depth <= i < depth]
+        if beyond or not spec.lora_layers:
+            raise recipe.mistake("model.lora_layers", f"is {spec.lora_layers}; the layers are 0 to {depth - 1}")
+        # peft takes layers only beside a list of modules.
+        targets = linear if targets == "all-linear" else targets
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=spec.lora_r,
@@ -161,6 +210,9 @@ def _add_adapter(base: Any, spec: ModelSection, new_modules: list[str], recipe: 
         lora_dropout=spec.lora_dropout,
         target_modules=targets,
         modules_to_save=new_modules,
+        use_rslora=spec.lora_variant == "rslora",
+        use_dora=spec.lora_variant == "dora",
+        layers_to_transform=None if spec.lora_layers is None else sorted({i % depth for i in spec.lora_layers}),
     )
     return get_peft_model(base, config)
 

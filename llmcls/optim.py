@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import re
 from typing import Any
 
 import torch
@@ -24,14 +25,8 @@ def build_optimizer(
     ``sharded``: the engine hands each rank a part of every parameter (FSDP, DeepSpeed). The 8-bit kernel knows
     no such tensors, and its moments are small there anyway.
 
-    Weight decay is kept off vectors (biases, norms), as in Loshchilov & Hutter's and all later practice.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.train.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    groups = parameter_groups(model, recipe)
     rate = recipe.train.learning_rate
     if recipe.model.use_4bit and recipe.train.optim_8bit_when_4bit:
         reason = "the engine shards the optimizer's state" if sharded else _why_no_8bit(device)
@@ -41,6 +36,37 @@ def build_optimizer(
             return bitsandbytes.optim.AdamW8bit(groups, lr=rate)
         log.warning("8-bit AdamW is not used on %s (%s); torch's AdamW is", device.type, reason)
     return torch.optim.AdamW(groups, lr=rate, fused=device.type in ("cpu", "cuda"))
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The trained parameters by weight decay and by ``scale``, the share of the learning rate that they use.
+
+    Weight decay is kept off vectors (biases, norms), as in Loshchilov & Hutter's and all later practice. Scales:
+    ``head_learning_rate`` for the head; ``layer_decay`` ** (layers above) for the others (Howard & Ruder 2018,
+    ULMFiT, section 3.2); ``lora_plus_ratio`` for LoRA's B matrices (Hayou et al. 2024, "LoRA+").
+    """
+    train = recipe.train
+    by_place = train.head_learning_rate is not None or train.layer_decay is not None
+    network = model.sequence_classifier if by_place else model
+    backbone = {id(p) for p in (network.base_model if by_place else model).parameters()}
+    depth = network.config.get_text_config().num_hidden_layers if by_place else 0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0
+        if id(parameter) not in backbone:
+            scale = (train.head_learning_rate or train.learning_rate) / train.learning_rate
+        elif train.layer_decay is not None:
+            layer = re.search(r"\.(?:layers?|h|blocks?)\.(\d+)\.", name)
+            # Embeddings lie below the first layer; the last norm above the last.
+            below = -1 if "embed" in name or "wte" in name else depth - 1
+            scale = train.layer_decay ** (depth - 1 - (int(layer[1]) if layer else below))
+        if train.lora_plus_ratio is not None and ".lora_B." in name:
+            scale *= train.lora_plus_ratio
+        decay = train.weight_decay if parameter.dim() >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "scale": scale} for (scale, decay), group in groups.items()]
 
 
 def _why_no_8bit(device: torch.device) -> str | None:
@@ -73,9 +99,9 @@ def learning_rate_factor(step: int, total: int, warmup_ratio: float, kind: str) 
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Use ``rate`` from the next step on."""
+    """Use ``rate`` from the next step on, each group its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def optimizer_name(optimizer: Any) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from llmcls.pooling import pool
 from llmcls.shrink import shrink
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,22 @@ ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 OPTIONAL_PARTS = {"q_norm", "k_norm"}
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model reads packed texts. short: whether its last layer is computed at their last tokens only."""
+
+    pooling: str = "last"
+    bidirectional: bool = False
+    short: bool = False
+
+
 @dataclass
 class Pack:
     """Where the texts lie in a packed row.
 
     lengths: tokens of each text. positions: int64 [1, tokens], from 0 in each text. ends: int64 [texts], each
     text's last token. boundaries: int32 [texts + 1], where texts begin, and the end. ones: int32 [texts + 1],
-    the boundaries of one query a text.
+    the boundaries of one query a text. causal: whether a token sees only what is left of it.
     """
 
     lengths: list[int]
@@ -49,9 +59,10 @@ class Pack:
     ends: torch.Tensor
     boundaries: torch.Tensor
     ones: torch.Tensor
+    causal: bool = True
 
 
-def make_pack(lengths: list[int], device: torch.device) -> Pack:
+def make_pack(lengths: list[int], device: torch.device, causal: bool = True) -> Pack:
     """Positions and boundaries of texts of these lengths, without waiting for the device."""
     boundaries = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(boundaries[-1]) - np.repeat(boundaries[:-1], lengths)
@@ -61,34 +72,38 @@ def make_pack(lengths: list[int], device: torch.device) -> Pack:
 
     return Pack(
         list(lengths), put(positions, np.int64)[None], put(boundaries[1:] - 1, np.int64), put(boundaries, np.int32),
-        put(np.arange(len(lengths) + 1), np.int32),
+        put(np.arange(len(lengths) + 1), np.int32), causal,
     )  # fmt: skip
 
 
-def pooled_states(network: nn.Module, input_ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """The last hidden state of each text of a packed row.
+def pooled_states(network: nn.Module, input_ids: torch.Tensor, lengths: list[int], head: Any = None) -> torch.Tensor:
+    """One state for each text of a packed row, pooled as `try_packing` was told.
 
     Parameters
     ----------
     network: a `transformers` sequence classifier prepared by `try_packing`.
     input_ids: int64 [tokens].
+    head: for attention pooling.
 
     Returns
     -------
     float [texts, hidden]
     """
-    pack = make_pack(lengths, input_ids.device)
+    way = network.packed_way
+    pack = make_pack(lengths, input_ids.device, not way.bidirectional)
     states = network.base_model(
         input_ids=input_ids[None], position_ids=pack.positions, use_cache=False, pack=pack
     ).last_hidden_state[0]
     # The last layer's short way leaves one state a text, the long way one a token.
-    return states if len(states) == len(lengths) and network.reads_last_tokens else states[pack.ends]
+    if way.short and len(states) == len(lengths):
+        return states
+    return pool(states, pack.boundaries.diff().long(), way.pooling, head)
 
 
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scaling: float | None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Causal attention within each text.
+    """Attention within each text, causal if the pack is.
 
     Parameters
     ----------
@@ -110,7 +125,7 @@ def attention(
         out = varlen_attn(
             q, k, v,
             pack.ones if single else pack.boundaries, pack.boundaries, 1 if single else max(pack.lengths),
-            max(pack.lengths), scale=scaling, window_size=(-1, -1) if single else (-1, 0),
+            max(pack.lengths), scale=scaling, window_size=(-1, 0) if pack.causal and not single else (-1, -1),
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return out[None]
@@ -124,7 +139,7 @@ def attention(
     with torch.autocast(query.device.type, enabled=False):
         texts = [
             F.scaled_dot_product_attention(
-                q, k, v, is_causal=not single, scale=scaling, dropout_p=dropout, enable_gqa=grouped
+                q, k, v, is_causal=pack.causal and not single, scale=scaling, dropout_p=dropout, enable_gqa=grouped
             )
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
@@ -148,8 +163,9 @@ AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def try_packing(
-    network: nn.Module, max_length: int, wanted: bool | None, device: torch.device, computes_in: torch.dtype
-) -> bool:
+    network: nn.Module, max_length: int, wanted: bool | None, device: torch.device, computes_in: torch.dtype,
+    way: Way | None = None,
+) -> bool:  # fmt: skip
     """Prepare a sequence classifier for packed rows when it can be; returns whether it is.
 
     Parameters
@@ -163,9 +179,10 @@ def try_packing(
     """
     if wanted is False:
         return False
-    reason = _why_not(network, max_length, device, computes_in) or _difference(network, device, computes_in)
+    way = way or Way()
+    reason = _why_not(network, max_length, device, computes_in) or _difference(network, device, computes_in, way)
     if reason is None:
-        _pack_from_now_on(network)
+        _pack_from_now_on(network, way)
         return True
     if wanted:
         raise ValueError(reason)
@@ -173,11 +190,11 @@ def try_packing(
     return False
 
 
-def _pack_from_now_on(network: nn.Module) -> None:
+def _pack_from_now_on(network: nn.Module, way: Way) -> None:
     network.set_attn_implementation(NAME)
     last = network.base_model.layers[-1]
-    network.reads_last_tokens = _has_short_way(last)
-    if network.reads_last_tokens:
+    network.packed_way = replace(way, short=way.pooling == "last" and _has_short_way(last))
+    if network.packed_way.short:
         # On the instance, so that what engines hook into the module's call stays.
         last.forward = partial(_last_layer, last)
 
@@ -202,7 +219,7 @@ def _why_not(network: nn.Module, max_length: int, device: torch.device, computes
 
 
 @torch.no_grad()
-def _difference(network: nn.Module, device: torch.device, computes_in: torch.dtype) -> str | None:
+def _difference(network: nn.Module, device: torch.device, computes_in: torch.dtype, way: Way) -> str | None:
     """None when packed rows give what single texts do, tried on a small model of the same architecture."""
     lengths, kind = [5, 2, 9], type(network).__name__
     tokens = torch.arange(sum(lengths), device=device) % network.config.get_text_config().vocab_size
@@ -211,10 +228,15 @@ def _difference(network: nn.Module, device: torch.device, computes_in: torch.dty
         trial = type(network)(shrink(network.config)).to(device, computes_in).eval()
         trial.set_attn_implementation("sdpa")
         alone = torch.cat([
-            trial.base_model(input_ids=text[None], use_cache=False).last_hidden_state[0, -1:].float()
+            trial.base_model(
+                input_ids=text[None], use_cache=False,
+                # A ready mask is taken as it is: this one lets every token see every other.
+                attention_mask=torch.ones(1, 1, len(text), len(text), dtype=torch.bool, device=device)
+                if way.bidirectional else None,
+            ).last_hidden_state[0, -1:].float()
             for text in tokens.split(lengths)
         ])  # fmt: skip
-        _pack_from_now_on(trial)
+        _pack_from_now_on(trial, replace(way, pooling="last"))
         packed = pooled_states(trial, tokens, lengths).float()
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         return f"{kind} takes no packed rows ({str(error).splitlines()[0]})"

@@ -8,9 +8,12 @@ written as they are made to ``<output>.partial``; a prediction that was cut off 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,15 +27,19 @@ from accelerate import Accelerator
 
 from llmcls import UserMistake, run_command
 from llmcls.base import load_base, load_tokenizer
-from llmcls.data import LabelSpace, Split, read_table, tokenize_split
+from llmcls.calibration import calibrated, load_calibration
+from llmcls.data import Split, tokenize_split
 from llmcls.engine import open_accelerator, sum_over_ranks
-from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows
-from llmcls.files import read_json, write_json
-from llmcls.metrics import metric_direction, to_probabilities
-from llmcls.model import Classifier, prepare_packing
+from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows, uncertainty
+from llmcls.files import read_json, replacing, write_json, write_text
+from llmcls.labels import LabelSpace, as_marks
+from llmcls.metrics import evaluate_predictions, metric_direction
+from llmcls.model import Classifier, finish_classifier, prepare_base
+from llmcls.pooling import load_attention_query
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
-from llmcls.thresholds import apply_thresholds, load_thresholds
+from llmcls.tables import read_table
+from llmcls.thresholds import Thresholds, apply_thresholds, load_thresholds
 from llmcls.tracking import configure_logging
 
 # By name: as a command this module is called "__main__".
@@ -53,38 +60,53 @@ def main(argv: list[str] | None = None) -> None:
     """Predict a table with a trained run."""
     parser = argparse.ArgumentParser(prog="llmcls.predict", description="Classify texts with a trained run.")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", help="a run folder, outputs/.../run_0")
+    which.add_argument("--run", nargs="+", help="a run folder, outputs/.../run_0; of several, the mean is predicted")
     which.add_argument("--recipe", help="the recipe that was trained; its best run on validation is taken")
     parser.add_argument("--input", required=True, help="CSV, TSV, JSONL or Parquet with the recipe's text columns")
     parser.add_argument("--output", required=True, help="where the JSON lines go")
+    parser.add_argument("--ensemble", action="store_true", help="with --recipe: the mean of all its finished seeds")
     parser.add_argument("--base-model", help="where the base model lies now, if it moved since training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.run and arguments.overrides:
         raise UserMistake("command line: overrides go with --recipe; a run folder holds its own recipe")
-    folder = Path(arguments.run) if arguments.run else best_run(load_recipe(arguments.recipe, arguments.overrides))
-    run = open_run(folder, arguments.base_model)
-    accelerator = open_accelerator(run.recipe, training=False, mixed_precision=run.mixed_precision)
+    if arguments.run and arguments.ensemble:
+        raise UserMistake("command line: --ensemble goes with --recipe; with --run name all the runs")
+    if arguments.run:
+        folders = [Path(folder) for folder in arguments.run]
+    else:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        folders = finished_runs(recipe) if arguments.ensemble else [best_run(recipe)]
+    runs = [open_run(folder, arguments.base_model) for folder in folders]
+    accelerator = open_accelerator(runs[0].recipe, training=False, mixed_precision=runs[0].mixed_precision)
     configure_logging(accelerator.is_main_process)
     try:
-        predict(run, arguments.input, Path(arguments.output), accelerator)
+        if len(runs) == 1:
+            predict(runs[0], arguments.input, Path(arguments.output), accelerator)
+        else:
+            predict_ensemble(runs, arguments.input, Path(arguments.output), accelerator)
     finally:
         accelerator.end_training()
 
 
-def best_run(recipe: Recipe) -> Path:
-    """The finished run of a recipe with the best validation metric (the first, without validation)."""
+def finished_runs(recipe: Recipe) -> list[Path]:
+    """The run folders of a recipe that are finished, in the order of its seeds."""
     root = experiment_folder(recipe)
     done = sorted(root.glob("run_*/metrics.json"), key=lambda p: (len(p.parent.name), p.parent.name))
     if not done:
         raise UserMistake(f"{root} has no finished run of {recipe.source}; train it first, or name a folder with --run")
+    return [path.parent for path in done]
+
+
+def best_run(recipe: Recipe) -> Path:
+    """The finished run of a recipe with the best validation metric (the first, without validation)."""
     name = recipe.train.metric_for_best_model
 
     def value(path: Path) -> float:
-        found = read_json(path).get("validation", {}).get(name)
+        found = read_json(path / "metrics.json").get("validation", {}).get(name)
         return float("-inf") if found is None else metric_direction(name) * found
 
-    return max(done, key=value).parent
+    return max(finished_runs(recipe), key=value)
 
 
 def open_run(folder: Path, base_model: str | None = None) -> TrainedRun:
@@ -112,16 +134,17 @@ def load_classifier(run: TrainedRun, device: torch.device) -> Classifier:
     """The trained model of a run, in the precision it was trained in, its adapter merged where that is exact."""
     spec, model_folder = run.recipe.model, run.folder / "model"
     if spec.lora_r == 0:
-        base, _ = load_base(replace(spec, model_name=str(model_folder), revision=None), run.labels, device)
-        packs = prepare_packing(base, run.recipe, device)
+        model, _ = load_base(replace(spec, model_name=str(model_folder), revision=None), run.labels, device)
+        packs = prepare_base(model, run.recipe, device)
+        if spec.pooling == "attention":
+            load_attention_query(model, model_folder)
     else:
         from peft import PeftModel
 
         base, _ = load_base(spec, run.labels, device)
-        packs = prepare_packing(base, run.recipe, device)
-        base = PeftModel.from_pretrained(base, model_folder)
-    classifier = Classifier(base)
-    classifier.packs = packs
+        packs = prepare_base(base, run.recipe, device)
+        model = PeftModel.from_pretrained(base, model_folder)
+    classifier = finish_classifier(model, run.recipe, packs)
     classifier.merge_adapter()
     return classifier
 
@@ -136,6 +159,7 @@ def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Acceler
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
     thresholds = load_thresholds(run.folder / "thresholds.json", run.labels.names)
+    calibration = load_calibration(run.folder / "calibration.json")
     partial = PartialOutput(output, len(run.labels.names))
     # The main process alone reads and writes the output; the others learn from it where to begin.
     done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
@@ -148,22 +172,82 @@ def predict(run: TrainedRun, input_path: str, output: Path, accelerator: Acceler
     for first, logits in score_windows(scorer, split, done):
         if accelerator.is_main_process:
             last = first + len(logits)
-            probabilities = to_probabilities(logits, run.labels.problem_type)
-            predicted = apply_thresholds(probabilities, thresholds, run.labels.problem_type)
+            probabilities = calibrated(logits, calibration, run.labels)
+            predicted = apply_thresholds(probabilities, thresholds, run.labels)
             true = None if split.labels is None else split.labels[first:last]
             partial.append(prediction_lines(split.ids(first, last), probabilities, predicted, true, run.labels), logits)
             log.info("%d of %d rows", last, len(split))
     metrics = None
     if accelerator.is_main_process:
         if split.labels is not None:
-            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds)
-            metrics = evaluation.metrics
+            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
+            true, predicted = as_marks(split.labels, run.labels), evaluation.predicted
+            metrics = evaluation.metrics | uncertainty(true, predicted, run.labels)
             write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
             log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
     accelerator.wait_for_everyone()
     return metrics
+
+
+def predict_ensemble(runs: list[TrainedRun], input_path: str, output: Path, accelerator: Accelerator) -> None:
+    """Predict with each run in turn, and write the mean of their probabilities, decided at their mean thresholds.
+
+    Each run's own predictions lie in ``<output>.members`` until all are there: an ensemble that was cut off goes on.
+
+    Raises
+    ------
+    UserMistake: runs of different labels.
+    """
+    first = runs[0]
+    for run in runs:
+        if run.labels != first.labels:
+            raise UserMistake(f"{run.folder} has other labels than {first.folder}; only runs on the same labels agree")
+    folder = output.with_name(f"{output.name}.members")
+    paths = [folder / f"{i}.jsonl" for i in range(len(runs))]
+    for run, path in zip(runs, paths, strict=True):
+        done = path.with_suffix(".done")
+        signature = _signature(run, input_path)
+        if not (done.exists() and done.read_text(encoding="utf-8") == signature):
+            predict(run, input_path, path, accelerator)
+            if accelerator.is_main_process:
+                write_text(done, signature)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_mean(runs, paths, output)
+        shutil.rmtree(folder)
+        log.info("mean of %d runs -> %s", len(runs), output)
+    accelerator.wait_for_everyone()
+
+
+def _write_mean(runs: list[TrainedRun], paths: list[Path], output: Path) -> None:
+    labels = runs[0].labels
+    each = [load_thresholds(run.folder / "thresholds.json", labels.names) for run in runs]
+    values = np.mean([t.values for t in each], axis=0).tolist()
+    thresholds = Thresholds("mean", values, any(t.at_least_one for t in each))
+    true: list[Any] = []
+    means, decisions = [], []
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]
+        temporary = stack.enter_context(replacing(output))
+        out = stack.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+        for lines in zip(*files, strict=True):
+            rows = [json.loads(line) for line in lines]
+            scores = np.array([[row["probabilities"][n] for n in labels.names] for row in rows], np.float32)
+            mean = scores.mean(axis=0, keepdims=True)
+            predicted = apply_thresholds(mean, thresholds, labels)
+            marks = None
+            if "true" in rows[0]:
+                marks = np.array([[n in rows[0]["true"] for n in labels.names]], dtype=np.float32)
+                means.append(mean[0])
+                decisions.append(predicted[0])
+                true.append(marks[0] if labels.multi_label else int(marks[0].argmax()))
+            out.writelines(prediction_lines([rows[0]["id"]], mean, predicted, marks, labels))
+    if true:
+        metrics = evaluate_predictions(np.array(means), np.array(true), np.array(decisions), labels.names)
+        write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
+        log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
 
 
 class PartialOutput:
@@ -223,14 +307,15 @@ def _tokenized(run: TrainedRun, input_path: str, accelerator: Accelerator) -> Sp
         table = read_table(input_path, "--input")
         labelled = all(column in table.column_names for column in run.labels.columns)
         tokenizer = load_tokenizer(run.recipe.model)
-        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels if labelled else None)
+        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)
 
 
 def _signature(run: TrainedRun, input_path: str) -> str:
     """A digest of everything that decides the lines: input, weights, thresholds, recipe."""
     digest = hashlib.sha256(run.recipe.model.model_name.encode())
     files = sorted(p for p in (run.folder / "model").iterdir() if p.is_file())
-    for path in [Path(input_path), run.folder / "thresholds.json", *files]:
+    decisions = [run.folder / "thresholds.json", run.folder / "calibration.json"]
+    for path in [Path(input_path), *(p for p in decisions if p.exists()), *files]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Recipes: one YAML file says what is learned; this module loads it strictly.
 
-A recipe has four sections, `data`, `model`, `train` and `exp`, each a dataclass below. Loading refuses
+A recipe has four sections, `data`, `model`, `train` and `exp`, each a dataclass of `llmcls.sections`. Loading refuses
 unknown keys (offering the nearest known one), wrong types and impossible values, always naming the file
 and the key. Any value can be overridden from the command line as ``section.key=value``.
 """
@@ -8,92 +8,17 @@ and the key. Any value can be overridden from the command line as ``section.key=
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
 import re
-import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from llmcls import UserMistake
-
-ProblemType = Literal["multi_label_classification", "single_label_classification", "binary_classification"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass
-class DataSection:
-    """Where the texts are and which columns hold what."""
-
-    dataset_name: str
-    train_csv: str
-    label_columns: list[str]
-    val_csv: str | None = None
-    test_csv: str | None = None
-    id_column: str | None = None
-    text_fields: list[str] | None = None
-    target_text_column: str | None = None
-    text_separator: str = "\n"
-    max_length: int = 512
-
-
-@dataclass
-class ModelSection:
-    """Which base model, how it is stored, and what of it is trained."""
-
-    model_name: str
-    hf_token: str | None = field(default=None, repr=False)
-    revision: str | None = None
-    trust_remote_code: bool = False
-    problem_type: ProblemType = "multi_label_classification"
-    use_4bit: bool = False
-    torch_dtype: Dtype = "bfloat16"
-    lora_r: int = 8
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.05
-    lora_target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-
-
-@dataclass
-class TrainSection:
-    """How it is trained."""
-
-    batch_size: int = 4
-    gradient_accumulation_steps: int = 8
-    micro_batch_tokens: int | Literal["auto"] | None = None
-    packing: bool | None = None
-    eval_batch_size: int | None = None
-    num_train_epochs: int = 3
-    max_steps: int | None = None
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = 0.06
-    optim_8bit_when_4bit: bool = True
-    gradient_checkpointing: bool | None = None
-    eval_steps: int | None = None
-    logging_steps: int = 10
-    early_stopping_patience: int | None = None
-    metric_for_best_model: str = "f1_micro"
-    save_total_limit: int = 1
-    train_metrics_rows: int = 2000
-    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
-
-
-@dataclass
-class ExpSection:
-    """Where the results go and which seeds are run."""
-
-    output_root: str = "outputs"
-    seeds: list[int] = field(default_factory=lambda: [1])
-    run_name: str | None = None
-    overwrite: bool = False
+from llmcls.sections import DataSection, ExpSection, ModelSection, TrainSection
+from llmcls.strict import convert, describe, unknown
 
 
 @dataclass
@@ -136,7 +61,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     raw = _read_yaml(Path(path))
     for name in raw:
         if name not in SECTIONS:
-            raise UserMistake(f"{source}: {_unknown(str(name), SECTIONS, 'a section of a recipe')}")
+            raise UserMistake(f"{source}: {unknown(str(name), SECTIONS, 'a section of a recipe')}")
     for name in SECTIONS:
         if raw.get(name) is None:
             raw[name] = {}
@@ -194,114 +119,35 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         homes = [n for n, kind in SECTIONS.items() if key in {f.name for f in dataclasses.fields(kind)}]
         if not homes:
             known = [f"{n}.{f.name}" for n, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
-            raise UserMistake(f"command line: {_unknown(target, known, 'a recipe key')}")
+            raise UserMistake(f"command line: {unknown(target, known, 'a recipe key')}")
         section = homes[0]
     if section not in SECTIONS:
-        raise UserMistake(f"command line: {_unknown(section, SECTIONS, 'a section of a recipe')}")
+        raise UserMistake(f"command line: {unknown(section, SECTIONS, 'a section of a recipe')}")
     names = [f.name for f in dataclasses.fields(SECTIONS[section])]
     if key not in names:
-        raise UserMistake(f"command line: {_unknown(f'{section}.{key}', [f'{section}.{n}' for n in names])}")
+        raise UserMistake(f"command line: {unknown(f'{section}.{key}', [f'{section}.{n}' for n in names])}")
     try:
         return section, key, yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserMistake(f"command line: the value of {target} is not valid YAML: {text!r}") from None
 
 
-def _unknown(name: str, known: typing.Iterable[str], kind: str = "a key") -> str:
-    known = list(known)
-    short = {k.rpartition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near = near or [short[m] for m in difflib.get_close_matches(name.rpartition(".")[2], short, n=1)]
-    hint = f"did you mean {near[0].rpartition('.')[2]}?" if near else f"known are {', '.join(known)}"
-    return f"{name} is not {kind}; {hint}"
-
-
 def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     for key in raw:
         if key not in hints:
-            raise UserMistake(f"{source}: {_unknown(f'{name}.{key}', [f'{name}.{h}' for h in hints])}")
+            raise UserMistake(f"{source}: {unknown(f'{name}.{key}', [f'{name}.{h}' for h in hints])}")
     values = {}
     for f in dataclasses.fields(kind):
         where = f"{source}: {name}.{f.name}"
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if raw.get(f.name) is None:
             if required:
-                raise UserMistake(f"{where} is missing; it must be {_describe(hints[f.name])}")
+                raise UserMistake(f"{where} is missing; it must be {describe(hints[f.name])}")
             # An empty value (`text_fields:`) means the default, as in the reference recipes.
             continue
-        values[f.name] = _convert(where, raw[f.name], hints[f.name])
+        values[f.name] = convert(where, raw[f.name], hints[f.name])
     return kind(**values)
-
-
-def _convert(where: str, value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` asks, or a `UserMistake`; converts only what cannot be misunderstood."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        alternatives = [a for a in typing.get_args(hint) if a is not type(None)]
-        words = [word for a in alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)]
-        return value if value is None or value in words else _convert(where, value, alternatives[0])
-    if origin is Literal:
-        if value in typing.get_args(hint):
-            return value
-        near = difflib.get_close_matches(str(value), [str(a) for a in typing.get_args(hint)], n=1, cutoff=0.5)
-        raise UserMistake(
-            f"{where} is {value!r}; it must be {_describe(hint)}" + (f"; did you mean {near[0]}?" if near else "")
-        )
-    if origin is list:
-        (inner,) = typing.get_args(hint)
-        items = value if isinstance(value, list) else [value]
-        return [_convert(f"{where}[{i}]" if len(items) > 1 else where, v, inner) for i, v in enumerate(items)]
-    converted = _CONVERTERS[hint](value)
-    if converted is None:
-        advice = " (put it in quotes)" if hint is str else ""
-        raise UserMistake(f"{where} is {value!r}; it must be {_describe(hint)}{advice}")
-    return _expand(where, converted) if isinstance(converted, str) else converted
-
-
-def _to_float(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        # YAML reads `1e-4` as text; nobody who writes it means text.
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-_CONVERTERS: dict[type, Callable[[Any], Any]] = {
-    # `yes`, `no`, `on` and dates are not text in YAML: guessing what was typed would be wrong half the time.
-    str: lambda v: v if isinstance(v, str) else str(v) if type(v) in (int, float) else None,
-    int: lambda v: int(v) if type(v) is int or (type(v) is float and v.is_integer()) else None,
-    float: _to_float,
-    bool: lambda v: v if isinstance(v, bool) else None,
-}
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return f"{_describe(next(a for a in typing.get_args(hint) if a is not type(None)))} or null"
-    if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in typing.get_args(hint))
-    if origin is list:
-        return f"a list, each item {_describe(typing.get_args(hint)[0])}"
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-
-
-def _expand(where: str, text: str) -> str:
-    """``~`` and ``${VAR}`` / ``${VAR:-default}`` replaced; an unset variable without default is a mistake."""
-
-    def replace(match: re.Match[str]) -> str:
-        value = os.environ.get(match["name"])
-        if value:
-            return value
-        if match["default"] is None:
-            raise UserMistake(f"{where} uses ${{{match['name']}}}, which is not set; set the environment variable")
-        return match["default"]
-
-    text = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", replace, text)
-    return os.path.expanduser(text) if text.startswith("~") else text
 
 
 def _check_values(recipe: Recipe) -> None:
@@ -323,16 +169,30 @@ def _check_values(recipe: Recipe) -> None:
         ("train.early_stopping_patience", train.early_stopping_patience, 1),
         ("train.save_total_limit", train.save_total_limit, 1),
         ("train.train_metrics_rows", train.train_metrics_rows, 0),
+        ("train.focal_gamma", train.focal_gamma, 0),
+        ("train.asymmetric_gamma_positive", train.asymmetric_gamma_positive, 0),
+        ("train.asymmetric_gamma_negative", train.asymmetric_gamma_negative, 0),
+        ("train.pos_weight_cap", train.pos_weight_cap, 1),
+        ("train.lora_plus_ratio", train.lora_plus_ratio, 1),
+        ("train.threshold_shrinkage", train.threshold_shrinkage, 0),
+        ("data.window_overlap", data.window_overlap, 0),
+        ("data.max_windows", data.max_windows, 1),
     ]
     for key, value, lowest in at_least:
         if value is not None and not value >= lowest:
             raise recipe.mistake(key, f"is {value}; it must be at least {lowest}")
-    if not 0 < train.learning_rate < 10:
-        raise recipe.mistake("train.learning_rate", f"is {train.learning_rate}; it must be above 0 and below 10")
-    if not 0 <= model.lora_dropout < 1:
-        raise recipe.mistake("model.lora_dropout", f"is {model.lora_dropout}; it must be from 0 to below 1")
-    if not 0 <= train.warmup_ratio < 1:
-        raise recipe.mistake("train.warmup_ratio", f"is {train.warmup_ratio}; it must be from 0 to below 1")
+    between = [
+        ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
+        ("train.head_learning_rate", train.head_learning_rate, 0, 10, "above 0 and below 10", False),
+        ("train.layer_decay", train.layer_decay, 0, 1 + 1e-12, "above 0 and at most 1", False),
+        ("model.lora_dropout", model.lora_dropout, 0, 1, "from 0 to below 1", True),
+        ("train.warmup_ratio", train.warmup_ratio, 0, 1, "from 0 to below 1", True),
+        ("train.label_smoothing", train.label_smoothing, 0, 1, "from 0 to below 1", True),
+        ("train.asymmetric_clip", train.asymmetric_clip, 0, 1, "from 0 to below 1", True),
+    ]
+    for key, value, low, high, words, closed in between:
+        if value is not None and not (low <= value < high if closed else low < value < high):
+            raise recipe.mistake(key, f"is {value}; it must be {words}")
     if model.lora_r > 0 and not model.lora_alpha > 0:
         raise recipe.mistake("model.lora_alpha", f"is {model.lora_alpha}; it must be above 0")
     if model.use_4bit and model.lora_r == 0:
@@ -343,6 +203,7 @@ def _check_values(recipe: Recipe) -> None:
         )
     if model.lora_r > 0 and not model.lora_target_modules:
         raise recipe.mistake("model.lora_target_modules", "is empty; name modules, or [all-linear]")
+    _check_variants(recipe)
     _check_columns(recipe)
     if not exp.seeds:
         raise recipe.mistake("exp.seeds", "is empty; name at least one seed")
@@ -350,10 +211,59 @@ def _check_values(recipe: Recipe) -> None:
         raise recipe.mistake("exp.seeds", f"is {exp.seeds}; seeds must be 0 or more and each named once")
     if exp.run_name is not None and not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
         raise recipe.mistake("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
-    needs_validation = [("train.early_stopping_patience", train.early_stopping_patience)]
+    needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
+    needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
         if value is not None and data.val_csv is None:
             raise recipe.mistake(key, f"is {value}, which needs data.val_csv; name a validation file or set {key}=null")
+
+
+def _check_variants(recipe: Recipe) -> None:
+    """Refuse variants that do not go together, saying why."""
+    data, model, train = recipe.data, recipe.model, recipe.train
+    multi = model.problem_type == "multi_label_classification"
+    if not multi:
+        for key, used in (("train.loss", train.loss == "asymmetric"), ("data.label_separator", data.label_separator)):
+            if used:
+                raise recipe.mistake(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+        if data.hierarchy_separator or train.at_least_one_label:
+            key = "data.hierarchy_separator" if data.hierarchy_separator else "train.at_least_one_label"
+            raise recipe.mistake(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+    if model.lora_r == 0:
+        lora_only = [
+            ("model.lora_variant", model.lora_variant != "lora", "lora"),
+            ("model.lora_layers", model.lora_layers is not None, "null"),
+            ("train.lora_plus_ratio", train.lora_plus_ratio is not None, "null"),
+        ]
+        for key, used, default in lora_only:
+            if used:
+                raise recipe.mistake(key, f"needs an adapter, and model.lora_r is 0; set it to {default}")
+    if data.truncation == "windows" and data.window_overlap >= data.max_length:
+        raise recipe.mistake(
+            "data.window_overlap", f"is {data.window_overlap}; it must be below data.max_length ({data.max_length})"
+        )
+    if data.prompt is not None and data.prompt.count("{text}") != 1:
+        raise recipe.mistake("data.prompt", "must hold {text} exactly once, where the text goes")
+    try:
+        parse_objective(train.threshold_metric)
+    except ValueError as error:
+        raise recipe.mistake("train.threshold_metric", f"is {train.threshold_metric!r}; {error}") from None
+
+
+def parse_objective(text: str) -> tuple[str, float]:
+    """What thresholds are tuned for: ("f", beta) of ``f1``, ``f0.5``, ...; ("recall", p) of ``recall@precision=p``.
+
+    Raises
+    ------
+    ValueError: says what can be written.
+    """
+    number = re.fullmatch(r"f(\d+(?:\.\d+)?)", text)
+    if number and float(number[1]) > 0:
+        return "f", float(number[1])
+    precision = re.fullmatch(r"recall@precision=(0?\.\d+|1(?:\.0+)?)", text)
+    if precision and float(precision[1]) > 0:
+        return "recall", float(precision[1])
+    raise ValueError("it must be f1, f0.5, f2 or any f<beta>, or recall@precision=0.9 (or another precision)")
 
 
 def _check_columns(recipe: Recipe) -> None:
@@ -364,6 +274,11 @@ def _check_columns(recipe: Recipe) -> None:
         )
     if not data.label_columns:
         raise recipe.mistake("data.label_columns", "is empty; name the label columns")
+    if data.label_separator and len(data.label_columns) != 1:
+        raise recipe.mistake(
+            "data.label_columns",
+            f"names {len(data.label_columns)} columns; with data.label_separator it must name the one of all labels",
+        )
     doubled = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
     if doubled:
         raise recipe.mistake("data.label_columns", f"names {', '.join(doubled)} twice")

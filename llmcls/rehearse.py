@@ -25,7 +25,6 @@ import yaml
 
 from llmcls import UserMistake, run_command
 from llmcls.checkpoints import PROGRESS
-from llmcls.data import read_table
 from llmcls.engine import REHEARSAL
 from llmcls.files import read_json
 from llmcls.interrupt import STOP_AFTER
@@ -33,6 +32,7 @@ from llmcls.memory import estimate, guessed_shape, model_billions, shape_of, sha
 from llmcls.miniature import SPLITS, Miniature, make_miniature
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
+from llmcls.tables import read_table
 
 # Losses of a resumed run against the uninterrupted one, relative; bf16 and fp16 sums depend on their order.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}

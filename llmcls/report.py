@@ -22,6 +22,8 @@ SUMMARY_METRICS = (
     "average_precision_macro", "hamming_loss", "loss",
 )  # fmt: skip
 
+BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear"}
+
 
 def experiment_folder(recipe: Recipe) -> Path:
     """``output_root/<model>/<dataset>[/<run_name>]``; a local model folder goes by its last name."""
@@ -32,8 +34,8 @@ def experiment_folder(recipe: Recipe) -> Path:
     return root / recipe.exp.run_name if recipe.exp.run_name else root
 
 
-def write_summary(root: Path, runs: list[Path]) -> str:
-    """Write summary.json and summary.md of finished runs; returns the table.
+def write_summary(root: Path, runs: list[Path], baselines: dict[str, Any] | None = None) -> str:
+    """Write summary.json and summary.md of finished runs, beside the baselines; returns the table.
 
     The standard deviation is that of a sample (n - 1), None for a single seed.
     """
@@ -57,56 +59,78 @@ def write_summary(root: Path, runs: list[Path]) -> str:
     write_json(root / "summary.json", summary)
     lines = [f"# {root.parts[-2]} / {root.name}", ""]
     for split in splits:
-        lines += [f"| {split} | mean | std | " + " | ".join(f"seed {s}" for s in summary["seeds"]) + " |"]
-        lines += ["|---|" + "---|" * (2 + len(results))]
+        beside = {BASELINE_NAMES[n]: b[split] for n, b in (baselines or {}).items() if split in b}
+        header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *beside]
+        lines += ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
         for name, entry in summary[split].items():
             std = "" if entry["std"] is None else f"{entry['std']:.4f}"
             values = " | ".join(f"{v:.4f}" for v in entry["values"])
-            lines += [f"| {name} | {entry['mean']:.4f} | {std} | {values} |"]
+            others = "".join(f" {_number(b.get(name))} |" for b in beside.values())
+            lines += [f"| {name} | {entry['mean']:.4f} | {std} | {values} |{others}"]
         lines += [""]
     text = "\n".join(lines)
     write_text(root / "summary.md", text)
     return text
 
 
-def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Write report.html: the curves, the metrics of every split, each class, the recipe; no outside file needed."""
+def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], baselines: dict[str, Any] | None) -> None:
+    """Write report.html, which needs no other file: curves, metrics and how sure they are, baselines, each label,
+    confusions, the recipe."""
     splits = [s for s in ("train", "validation", "test") if s in metrics]
     model = recipe.model.model_name
-    title = (
-        f"{Path(model).name if Path(model).is_dir() else model} on {recipe.data.dataset_name}, seed {metrics['seed']}"
-    )
-    overview = classes = "<p>No split was evaluated.</p>"
-    if splits:
-        shown = splits[-1]
-        overview = _table(
-            ["metric", *splits],
-            [
-                [name, *(_number(metrics[s][name]) for s in splits)]
-                for name, value in metrics[shown].items()
-                if not isinstance(value, dict)
-            ],
-        )
-        per_class = metrics[shown]["per_class"]
-        columns = list(next(iter(per_class.values())))
-        rows = [[name, *(_number(row[c]) for c in columns)] for name, row in per_class.items()]
-        classes = f"<h2>Each label ({shown})</h2>{_table(['label', *columns], rows)}"
+    name = Path(model).name if Path(model).is_dir() else model
+    title = f"{name} on {recipe.data.dataset_name}, seed {metrics['seed']}"
     training = metrics["training"]
     facts = (
         f"{metrics['steps']} optimizer steps in {training['seconds']:.0f} s, "
         f"{training['samples_per_second']:.1f} samples/s, {training['tokens_per_second']:.0f} tokens/s; "
         f"best after step {metrics['best_step']}"
     )
+    body = _evaluated(folder, metrics, splits, baselines) if splits else "<p>No split was evaluated.</p>"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
-<h2>Training</h2>{_curves(history, recipe.train.metric_for_best_model)}
-<h2>Metrics</h2>{overview}
-{classes if splits else ""}
+<h2>Training</h2>{_curves(metrics["history"], recipe.train.metric_for_best_model)}
+{body}
 <h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>
 </body></html>
 """
     write_text(folder / "report.html", page)
+
+
+def _evaluated(folder: Path, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any] | None) -> str:
+    """The tables of a run that evaluated something; the last of ``splits`` is shown in detail."""
+    shown = splits[-1]
+    found = metrics[shown]
+    parts = []
+    if "intervals" in found:
+        half = metrics["at_half"][shown]
+        beside = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
+        rows = [
+            [name, _number(found[name]), f"{low:.4f} to {high:.4f}", _number(half[name])]
+            + [_number(b[name]) for b in beside.values()]
+            for name, (low, high) in found["intervals"].items()
+        ]
+        header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in beside)]
+        parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
+    overview = [
+        [name, *(_number(metrics[s].get(name)) for s in splits)]
+        for name, value in found.items()
+        if not isinstance(value, dict | list)
+    ]
+    parts.append(f"<h2>Metrics</h2>{_table(['metric', *splits], overview)}")
+    per_class = found["per_class"]
+    columns = list(next(iter(per_class.values())))
+    saved = folder / "thresholds.json"
+    thresholds = read_json(saved)["values"] if saved.exists() else {}
+    rows = [
+        [name, *(_number(row[c]) for c in columns), _number(thresholds.get(name))] for name, row in per_class.items()
+    ]
+    parts.append(f"<h2>Each label ({shown})</h2>{_table(['label', *columns, 'threshold'], rows)}")
+    if found.get("confusions"):
+        rows = [[c["true"], c["predicted"] or "nothing", str(c["rows"])] for c in found["confusions"]]
+        parts.append(f"<h2>Taken for one another ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}")
+    return "\n".join(parts)
 
 
 _STYLE = """

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
@@ -28,22 +27,27 @@ from accelerate.utils import set_seed
 
 from llmcls import UserMistake, __version__, run_command
 from llmcls.base import load_tokenizer
+from llmcls.baselines import baselines_of
 from llmcls.batching import step_rows
 from llmcls.budget import resolve_budget
+from llmcls.calibration import save_calibration
 from llmcls.checkpoints import Progress, differing_keys, load_best, load_last, save_model
-from llmcls.data import LabelSpace, Split, label_space, read_table, tokenize_split, warn_about_split
+from llmcls.data import Split, tokenize_split, warn_about_split
 from llmcls.engine import engine_name, open_accelerator, prepare, shards_state, unwrapped
-from llmcls.evaluate import Scorer, evaluate_logits, make_scorer, score_split, write_predictions
+from llmcls.evaluate import make_scorer
 from llmcls.files import write_json, write_text
+from llmcls.final import final_metrics
 from llmcls.interrupt import EXIT_INTERRUPTED, Interrupted, watch_signals
+from llmcls.labels import LabelSpace, label_space
 from llmcls.loop import Run, train_loop
 from llmcls.metrics import METRIC_NAMES
 from llmcls.model import build_classifier, count_parameters
 from llmcls.optim import build_optimizer, optimizer_name
 from llmcls.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_yaml
 from llmcls.report import experiment_folder, write_report, write_summary
+from llmcls.tables import read_table
 from llmcls.thresholds import fixed_thresholds, save_thresholds
-from llmcls.tracking import RunLog, configure_logging, duration
+from llmcls.tracking import RunLog, configure_logging
 
 # By name: as a command this module is called "__main__".
 log = logging.getLogger("llmcls.train")
@@ -58,6 +62,7 @@ class Inputs:
     train: Split
     validation: Split | None
     test: Split | None
+    baselines: dict[str, Any] | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,13 +93,16 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         claim_folder(folder, recipe, seed, accelerator)
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
+    if accelerator.is_main_process:
+        inputs.baselines = baselines_of(recipe, inputs.labels, root / "baselines.json")
+    accelerator.wait_for_everyone()
     for folder, seed in zip(folders, recipe.exp.seeds, strict=True):
         if (folder / "metrics.json").exists():
             log.info("seed %d: finished before, kept as it is (%s)", seed, folder)
             continue
         train_one_seed(recipe, seed, folder, inputs, accelerator)
     if accelerator.is_main_process:
-        summary = write_summary(root, folders)
+        summary = write_summary(root, folders, inputs.baselines)
         log.info("summary: %s\n%s", root / "summary.md", summary)
 
 
@@ -113,7 +121,7 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         folder=folder,
         accelerator=accelerator,
         labels=inputs.labels,
-        thresholds=fixed_thresholds(len(inputs.labels.names)),
+        thresholds=fixed_thresholds(len(inputs.labels.names), at_least_one=recipe.train.at_least_one_label),
         train=inputs.train,
         validation=inputs.validation,
         run_log=None,
@@ -141,16 +149,17 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
         saving = (folder / "model", accelerator, model, inputs.tokenizer, inputs.labels, run_recipe(recipe, seed))
         if shards_state(accelerator):
             # Writing on one rank disturbs the gathering of shards in a forward pass that follows.
-            metrics = final_metrics(run, scorer, inputs, progress)
+            metrics = final_metrics(run, scorer, inputs.test, progress)
             save_model(*saving)
         else:
             save_model(*saving)
             # As `predict` does, so that both sum in the same order and agree to the last bit.
             unwrapped(model).merge_adapter()
-            metrics = final_metrics(run, scorer, inputs, progress)
+            metrics = final_metrics(run, scorer, inputs.test, progress)
         if accelerator.is_main_process:
             save_thresholds(folder / "thresholds.json", run.thresholds, inputs.labels.names)
-            write_report(folder, recipe, metrics, progress.history)
+            save_calibration(folder / "calibration.json", run.calibration)
+            write_report(folder, recipe, metrics, inputs.baselines)
             # Last of all: its presence says that the run is complete.
             write_json(folder / "metrics.json", metrics)
         accelerator.wait_for_everyone()
@@ -163,38 +172,6 @@ def train_one_seed(recipe: Recipe, seed: int, folder: Path, inputs: Inputs, acce
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def final_metrics(run: Run, scorer: Scorer, inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    """Evaluate the best model on every split, write the predictions, and return the run's metrics."""
-    speed = {
-        "seconds": progress.seconds,
-        "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
-        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "loss": progress.history[-1]["train_loss"],
-        "first_loss": progress.history[0]["train_loss"],
-    }
-    result: dict[str, Any] = {
-        "seed": run.seed, "steps": progress.step, "best_step": progress.best_step,
-        "epochs": progress.epoch, "training": speed, "labels": inputs.labels.names,
-    }  # fmt: skip
-    sample = training_sample(inputs.train, run.recipe.train.train_metrics_rows, run.seed)
-    for name, split in (("train", sample), ("validation", inputs.validation), ("test", inputs.test)):
-        if split is None:
-            continue
-        evaluation = evaluate_logits(score_split(scorer, split), split.labels, run.labels, run.thresholds)
-        result[name] = evaluation.metrics
-        run.record(progress.step, f"final_{name}", {k: v for k, v in evaluation.metrics.items() if k != "per_class"})
-        log.info(
-            "seed %d  %-10s  micro-F1 %.4f  macro-F1 %.4f  loss %.4f",
-            run.seed, name, evaluation.metrics["f1_micro"], evaluation.metrics["f1_macro"], evaluation.metrics["loss"],
-        )  # fmt: skip
-        if name != "train" and run.accelerator.is_main_process:
-            write_predictions(run.folder / f"predictions_{name}.jsonl", split, evaluation, run.labels)
-    log.info(
-        "seed %d  trained in %s, %.1f samples/s", run.seed, duration(progress.seconds), speed["samples_per_second"]
-    )
-    return result
 
 
 def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inputs:
@@ -254,17 +231,6 @@ def conflict_with(folder: Path, recipe: Recipe, seed: int) -> None:
 def run_recipe(recipe: Recipe, seed: int) -> Recipe:
     """The recipe of a single run: the same with this seed alone, and no permission to overwrite."""
     return replace(recipe, exp=replace(recipe.exp, seeds=[seed], overwrite=False))
-
-
-def training_sample(train: Split, rows: int, seed: int) -> Split | None:
-    """Up to ``rows`` rows of the training split, drawn with the seed: enough to see over-fitting."""
-    if rows == 0:
-        return None
-    if rows >= len(train):
-        return train
-    chosen = np.sort(np.random.default_rng(seed).choice(len(train), rows, replace=False))
-    tokens = [train.tokens[row] for row in chosen]
-    return replace(train, tokens=tokens, lengths=train.lengths[chosen], labels=train.labels[chosen])
 
 
 def check_metric(recipe: Recipe) -> None:

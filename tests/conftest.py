@@ -79,7 +79,7 @@ def recipe_values(tiny_llama: Path, products: Path, tmp_path: Path) -> dict[str,
             "batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 2e-3,
             "logging_steps": 2, "report_to": [],
         },
-        "exp": {"output_root": str(tmp_path / "outputs"), "seeds": [1]},
+        "exp": {"output_root": str(tmp_path / "outputs"), "seeds": [1], "baselines": False},
     }  # fmt: skip
 
 

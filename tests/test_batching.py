@@ -113,3 +113,26 @@ def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
     nothing = collate(split, np.empty(0, dtype=np.int64), 9, packed=True)
     assert nothing.input_ids.tolist() == [9]
     assert nothing.labels.shape == (1, len(recipe.data.label_columns))
+
+
+def test_balanced_drawing_takes_rare_labels_more_often_and_is_repeatable() -> None:
+    from llmcls.batching import balanced_weights
+
+    marks = np.zeros((1000, 2), dtype=bool)
+    marks[:900, 0], marks[960:, 1] = True, True
+    weights = balanced_weights(marks)
+    assert weights[0] == 1.0
+    assert weights[930] == 1.0
+    assert weights[999] == pytest.approx((900 / 40) ** 0.5)
+    spec = BatchSpec(100, 1, 10_000)
+    lengths = np.full(1000, 5)
+
+    def drawn() -> np.ndarray:
+        steps = plan_epoch(lengths, spec, 1, 0, weights=weights)
+        return np.concatenate([rows for step in steps for micro in step.micro_batches for rows in micro])
+
+    rows = drawn()
+    assert len(rows) == 1000
+    assert np.array_equal(rows, drawn())
+    share = (rows >= 960).mean()
+    assert share == pytest.approx(weights[960:].sum() / weights.sum(), abs=0.04)

@@ -9,8 +9,10 @@ import pytest
 
 from llmcls import UserMistake
 from llmcls.base import load_tokenizer
-from llmcls.data import label_space, read_table, tokenize_split
+from llmcls.data import tokenize_split
+from llmcls.labels import label_space
 from llmcls.recipe import load_recipe
+from llmcls.tables import read_table
 from tests.conftest import read_rows, write_csv
 
 
@@ -120,7 +122,7 @@ def test_tokenizing_again_reads_the_cache(write_recipe, monkeypatch: pytest.Monk
     def never(*_: Any) -> None:
         raise AssertionError("tokenized twice")
 
-    monkeypatch.setattr("llmcls.data.encode_texts", never)
+    monkeypatch.setattr("llmcls.data.encode", never)
     second, _ = load(write_recipe())
     assert np.array_equal(first.lengths, second.lengths)
     with pytest.raises(AssertionError, match="tokenized twice"):

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from llmcls.metrics import METRIC_NAMES, evaluate_predictions, metric_direction, to_probabilities
+from llmcls.metrics import (
+    METRIC_NAMES,
+    confusions,
+    evaluate_predictions,
+    expected_calibration_error,
+    metric_direction,
+    to_probabilities,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -63,3 +70,48 @@ def test_probabilities_survive_extreme_logits() -> None:
 def test_less_loss_is_better() -> None:
     assert metric_direction("loss") == metric_direction("hamming_loss") == -1
     assert metric_direction("f1_micro") == 1
+
+
+@pytest.mark.parametrize("case", ["no positives", "all positives", "nothing predicted", "all predicted", "one class"])
+def test_degenerate_cases_are_scikit_learns_too(case: str) -> None:
+    scores, true = random_case(4, rows=30)
+    names = NAMES
+    if case == "no positives":
+        true[:] = 0
+    elif case == "all positives":
+        true[:] = 1
+    elif case == "one class":
+        scores, true, names = scores[:, :1], true[:, :1], NAMES[:1]
+    bar = {"nothing predicted": 2.0, "all predicted": -1.0}.get(case, 0.5)
+    predicted = scores >= bar
+    found = evaluate_predictions(scores, true, predicted, names)
+    # scikit-learn takes a single column for a binary problem, so it is given the cells.
+    for average in ("micro", "macro") if case != "one class" else ("micro",):
+        expected = sk.f1_score(
+            true.ravel() if case == "one class" else true,
+            predicted.ravel() if case == "one class" else predicted,
+            average="binary" if case == "one class" else average,
+            zero_division=0,
+        )
+        assert found[f"f1_{average}"] == pytest.approx(expected)
+    assert all(np.isfinite(v) for v in found.values() if isinstance(v, float))
+
+
+def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], dtype=np.float32)
+    true = np.array([[1, 0], [1, 0], [0, 0], [0, 0]], dtype=bool)
+    # Four cells say 0.9 and half come true; four say 0.1 and none does.
+    assert expected_calibration_error(p, true, multi_label=True) == pytest.approx((0.4 + 0.1) / 2)
+    classes = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
+    assert expected_calibration_error(p, classes, multi_label=False) == pytest.approx(0.4)
+    sure = np.array([[1.0, 0.0]], dtype=np.float32)
+    assert expected_calibration_error(sure, sure.astype(bool), multi_label=True) == 0
+
+
+def test_confusions_pair_what_was_missed_with_what_was_said_instead() -> None:
+    true = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]], dtype=bool)
+    predicted = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1]], dtype=bool)
+    assert confusions(true, predicted, NAMES) == [
+        {"true": "a", "predicted": "b", "rows": 2},
+        {"true": "b", "predicted": None, "rows": 1},
+    ]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llmcls import UserMistake
 from llmcls.base import load_base, load_tokenizer, quantized_layers
-from llmcls.data import LabelSpace
+from llmcls.labels import LabelSpace
 from llmcls.model import Classifier, build_classifier, count_parameters
 from llmcls.recipe import load_recipe
 from tests.conftest import STORY_LLAMA, TOPICS, needs_real_data

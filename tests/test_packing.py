@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from llmcls import UserMistake, packing
-from llmcls.data import LabelSpace
+from llmcls.labels import LabelSpace
 from llmcls.model import Classifier, build_classifier
 from llmcls.packing import try_packing
 from llmcls.recipe import load_recipe
@@ -56,7 +56,7 @@ def test_packed_padded_sorted_and_single_texts_agree(write_recipe, overrides: li
     recipe = write_recipe(model__lora_dropout=0.0, model__lora_target_modules=["all-linear"])
     fast, plain = build(recipe, *overrides), build(recipe, "packing=false", *overrides)
     assert fast.packs
-    assert fast.sequence_classifier.reads_last_tokens
+    assert fast.sequence_classifier.packed_way.short
     assert not plain.packs
     # Trying a model must not change what is drawn for it afterwards.
     both = zip(fast.parameters(), plain.parameters(), strict=True)
@@ -121,7 +121,7 @@ def test_other_decoders_are_packed_or_left_as_they_were(kind: str) -> None:
         packs = try_packing(network, 64, None, CPU, torch.float32)
         if kind in ("llama", "mistral", "qwen2", "qwen3", "gemma"):
             assert packs
-            assert network.reads_last_tokens
+            assert network.packed_way.short
         lengths = [len(t) for t in texts]
         found = Classifier(network)(packed_row(texts) if packs else padded_rows(texts), lengths)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -205,7 +205,7 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
 @needs_real_data
 def test_on_real_news_packed_and_single_texts_agree(write_recipe) -> None:
     from llmcls.base import load_tokenizer
-    from llmcls.data import encode_texts
+    from llmcls.encoding import encode_texts
 
     recipe = write_recipe(model__model_name=str(STORY_LLAMA), model__lora_dropout=0.0)
     rows = read_rows(REUTERS / "test.csv")[:40]

@@ -38,6 +38,8 @@ def assert_same_metrics(found: dict[str, Any], expected: dict[str, Any]) -> None
     for name, value in expected.items():
         if isinstance(value, dict):
             assert_same_metrics(found[name], value)
+        elif isinstance(value, list):
+            assert found[name] == value, name
         else:
             assert found[name] == pytest.approx(value, abs=1e-6), name
 

@@ -8,12 +8,12 @@ import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig
 
 from llmcls import UserMistake
-from llmcls.data import read_table
 from llmcls.memory import Shape, estimate, guessed_shape, shape_of, sharding_of
 from llmcls.miniature import ROWS, make_miniature
 from llmcls.recipe import load_recipe
 from llmcls.rehearse import main, memory_lines
 from llmcls.shrink import shrink
+from llmcls.tables import read_table
 from tests.conftest import ROOT, TOPICS, read_rows, write_csv
 
 

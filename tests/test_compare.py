@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmcls import UserMistake
+from llmcls.compare import main
+from tests.test_train import train
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main([str(a) for a in arguments])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def trained(write_recipe) -> Path:
+    """A recipe's two seeds, and, in `crippled`, the same recipe hardly trained."""
+    recipe = write_recipe(train__num_train_epochs=3, train__learning_rate=1e-2, exp__seeds=[1, 2])
+    root = train(recipe)
+    train(recipe, "exp.run_name=crippled", "train.learning_rate=1e-6", "train.thresholds=fixed")
+    return root
+
+
+def test_seeds_are_noise_and_a_crippled_recipe_is_worse(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = printed(capsys, trained / "run_0", trained / "run_1")
+    assert seeds.count("noise") == 3
+    assert "the same recipe with other seeds" in seeds
+    worse = printed(capsys, trained, trained / "crippled")
+    assert "f1_micro" in worse
+    assert worse.count("B is worse") >= 2
+    better = printed(capsys, trained / "crippled", trained, "--split", "validation")
+    assert "B is better" in better
+    single = printed(capsys, trained / "run_0", trained / "crippled" / "run_0")
+    assert "not that of the seed" in single
+
+
+def test_runs_that_do_not_compare_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="neither a finished run folder nor a folder of runs"):
+        main([str(trained), str(tmp_path / "nothing")])
+    path = trained / "crippled" / "run_0" / "predictions_test.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    with pytest.raises(UserMistake, match="predicted other test rows"):
+        main([str(trained), str(trained / "crippled")])
+    names = trained / "crippled" / "run_1" / "model" / "labels.json"
+    found = json.loads(names.read_text(encoding="utf-8"))
+    names.write_text(json.dumps(found | {"names": found["names"][::-1]}), encoding="utf-8")
+    with pytest.raises(UserMistake, match="has other labels than"):
+        main([str(trained), str(trained / "crippled" / "run_1")])

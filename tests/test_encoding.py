@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcls import UserMistake
+from llmcls.encoding import encode, encode_texts, special_ids
+from llmcls.sections import DataSection
+
+TEXT = "a sturdy kettle, loved by the whole family and by our terrier " * 6
+LABELS = ["books", "music"]
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture
+def data() -> DataSection:
+    return DataSection("d", "train.csv", LABELS, max_length=32)
+
+
+def test_special_tokens_are_found_on_both_sides(tokenizer: Any) -> None:
+    assert special_ids(tokenizer) == ([tokenizer.bos_token_id], [])
+
+
+def test_a_bare_prompt_gives_the_plain_encoding(tokenizer: Any, data: DataSection) -> None:
+    texts = [TEXT, "short", ""]
+    plain = encode_texts(texts, tokenizer, 32)
+    assert encode(texts, tokenizer, replace(data, prompt="{text}"), LABELS) == plain
+    assert encode(texts, tokenizer, data, LABELS) == plain
+
+
+def test_head_and_tail_keep_both_ends(tokenizer: Any, data: DataSection) -> None:
+    (found,) = encode([TEXT], tokenizer, replace(data, truncation="head_tail"), LABELS)
+    body = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert len(found) == 32
+    assert found[0] == tokenizer.bos_token_id
+    assert found[1:17] == body[:16]
+    assert found[17:] == body[-15:]
+
+
+@pytest.mark.parametrize("overlap", [0, 8])
+def test_windows_cover_the_text(tokenizer: Any, data: DataSection, overlap: int) -> None:
+    wanted = replace(data, truncation="windows", window_overlap=overlap, max_windows=99)
+    body = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    (found,) = encode([TEXT], tokenizer, wanted, LABELS)
+    windows = [found[i : i + 32] for i in range(0, len(found), 32)]
+    assert all(len(w) == 32 for w in windows[:-1])
+    assert all(w[0] == tokenizer.bos_token_id for w in windows)
+    joined = windows[0][1:]
+    for window in windows[1:]:
+        assert window[1 : 1 + overlap] == joined[len(joined) - overlap :]
+        joined += window[1 + overlap :]
+    assert joined == body
+    (few,) = encode([TEXT], tokenizer, replace(wanted, max_windows=2), LABELS)
+    assert few == found[:64]
+
+
+def test_the_prompt_stays_whole_around_a_cut_text(tokenizer: Any, data: DataSection) -> None:
+    wanted = replace(
+        data, prompt="Labels:\n{labels}\nText: {text}\nAnswer:", label_descriptions={"music": "songs"}, max_length=64
+    )
+    (found,) = encode([TEXT], tokenizer, wanted, LABELS)
+    words = tokenizer.decode(found, skip_special_tokens=True)
+    assert words.startswith("Labels:\n- books\n- music: songs\nText: a sturdy kettle")
+    assert words.endswith("\nAnswer:")
+    assert len(found) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt": "{text}" + " word" * 40}, "leaves too little for the text"),
+        ({"prompt": "{text}", "label_descriptions": {"musik": "x"}}, "'musik' is not a label; did you mean 'music'"),
+    ],
+)
+def test_prompts_that_cannot_work_are_refused(tokenizer: Any, data: DataSection, changes, sentence: str) -> None:
+    with pytest.raises(UserMistake, match=sentence):
+        encode(["text"], tokenizer, replace(data, **changes), LABELS)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from llmcls.intervals import NAMES, bootstrap_intervals, paired_differences, resampled
+
+
+def decisions(seed: int, rows: int, error: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    true = rng.random((rows, 3)) < 0.4
+    return true, true ^ (rng.random((rows, 3)) < error)
+
+
+def test_a_resample_of_everything_once_is_scikit_learns() -> None:
+    true, predicted = decisions(0, 80, 0.2)
+    found = resampled(np.ones((1, 80), dtype=int), true, predicted)
+    assert found["f1_micro"][0] == pytest.approx(f1_score(true, predicted, average="micro"))
+    assert found["f1_macro"][0] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert found["accuracy"][0] == pytest.approx(accuracy_score(true, predicted))
+
+
+def test_a_resample_with_repeats_is_scikit_learns_on_the_repeated_rows() -> None:
+    true, predicted = decisions(1, 50, 0.3)
+    draws = np.random.default_rng(0).multinomial(50, np.full(50, 0.02), size=3)
+    found = resampled(draws, true, predicted)
+    for i, draw in enumerate(draws):
+        rows = np.repeat(np.arange(50), draw)
+        assert found["f1_macro"][i] == pytest.approx(f1_score(true[rows], predicted[rows], average="macro"))
+
+
+def test_nothing_to_find_and_nothing_found_is_no_error() -> None:
+    nothing = np.zeros((10, 3), dtype=bool)
+    assert bootstrap_intervals(nothing, nothing)["f1_micro"] == [0.0, 0.0]
+    assert bootstrap_intervals(~nothing, ~nothing)["f1_macro"] == [1.0, 1.0]
+
+
+def test_intervals_cover_the_truth_at_the_stated_rate() -> None:
+    # The truth is the metric of a large draw of the same classifier; 400 experiments of 300 rows each.
+    true, predicted = decisions(99, 400_000, 0.15)
+    truth = {n: v[0] for n, v in resampled(np.ones((1, len(true)), dtype=int), true, predicted).items()}
+    inside = dict.fromkeys(NAMES, 0)
+    for seed in range(400):
+        found = bootstrap_intervals(*decisions(seed, 300, 0.15), seed=seed, resamples=300)
+        for name in NAMES:
+            inside[name] += found[name][0] <= truth[name] <= found[name][1]
+    # 95 % of 400 is 380; three standard errors of a share of 0.95 are 0.033.
+    for name in NAMES:
+        assert 0.95 - 0.033 <= inside[name] / 400 <= 0.95 + 0.033, name
+
+
+def test_pairing_sees_a_small_difference_that_two_intervals_hide() -> None:
+    true, first = decisions(5, 2000, 0.15)
+    second = first.copy()
+    # The second is right on forty cells more, wrong on none.
+    wrong = np.argwhere(first != true)[:40]
+    second[tuple(wrong.T)] = true[tuple(wrong.T)]
+    low, high = (bootstrap_intervals(true, d)["f1_micro"] for d in (first, second))
+    assert low[1] > high[0]
+    difference = paired_differences(true, [first], [second])["f1_micro"]
+    assert np.percentile(difference, 2.5) > 0
+
+
+def test_several_seeds_widen_the_difference() -> None:
+    true, good = decisions(6, 1000, 0.1)
+    _, bad = decisions(6, 1000, 0.3)
+    alone = paired_differences(true, [good], [good])["f1_micro"].std()
+    spread = paired_differences(true, [good, bad], [good, bad])["f1_micro"].std()
+    assert alone == 0
+    assert spread > 0.02

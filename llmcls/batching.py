@@ -22,6 +22,9 @@ import torch
 from llmcls.data import Split
 from llmcls.recipe import Recipe
 
+# Steps whose rows are sorted by length together where `grouped`; as `Trainer`'s group_by_length.
+POOL = 50
+
 
 @dataclass(frozen=True)
 class BatchSpec:
@@ -32,12 +35,14 @@ class BatchSpec:
     max_tokens: what a micro-batch may hold: real tokens when packed, rows x longest when padded. A row that is
         longer is alone.
     packed: texts in one row, without padding.
+    grouped: steps are made of rows of like lengths, out of pools of `POOL` steps.
     """
 
     step_rows: int
     ranks: int
     max_tokens: int
     packed: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,24 @@ def plan_epoch(
         order = rng.permutation(len(lengths))
     else:
         order = rng.choice(len(lengths), len(lengths), p=weights / weights.sum())
+    if spec.grouped:
+        order = _group(order, lengths, spec, rng)
     for start in range(first_step * spec.step_rows, len(order), spec.step_rows):
         yield plan_step(order[start : start + spec.step_rows], lengths, spec)
+
+
+def _group(order: np.ndarray, lengths: np.ndarray, spec: BatchSpec, rng: np.random.Generator) -> np.ndarray:
+    """Rows sorted by length within pools of steps, the whole steps then in random order, a last short one last."""
+    size = POOL * spec.step_rows
+    pools = [order[start : start + size] for start in range(0, len(order), size)]
+    steps = [
+        pool[start : start + spec.step_rows]
+        for pool in (p[np.argsort(-lengths[p], kind="stable")] for p in pools)
+        for start in range(0, len(pool), spec.step_rows)
+    ]
+    whole = [s for s in steps if len(s) == spec.step_rows]
+    rng.shuffle(whole)
+    return np.concatenate(whole + [s for s in steps if len(s) < spec.step_rows])
 
 
 def balanced_weights(marks: np.ndarray) -> np.ndarray:

@@ -123,7 +123,8 @@ def _situation(recipe: Recipe, accelerator: Accelerator) -> str:
     model, train = recipe.model, recipe.train
     parts = [
         model.model_name, model.use_4bit, model.torch_dtype, model.lora_r, model.lora_target_modules,
-        train.gradient_checkpointing, train.packing, recipe.data.max_length, accelerator.mixed_precision,
+        train.gradient_checkpointing, train.checkpoint_layers, train.packing, recipe.data.max_length,
+        accelerator.mixed_precision,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return f"{device}, {Path(model.model_name).name}, {digest}"

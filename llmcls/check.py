@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from accelerate import PartialState
 from llmcls import run_command
 from llmcls.base import load_config
 from llmcls.batching import BatchSpec, default_micro_batch_tokens, step_rows, steps_per_epoch
-from llmcls.memory import estimate, shape_of
+from llmcls.memory import Shape, estimate, shape_of
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
 from llmcls.tracking import configure_logging
@@ -59,12 +60,29 @@ def describe(recipe: Recipe, inputs: Inputs, root: Path) -> list[str]:
         f"parameters in {storage}, {trained}",
         f"memory: about {memory.total:.1f} GiB on one GPU: weights {memory.weights:.2f}, gradients and optimizer "
         f"{memory.state:.2f}, activations up to {memory.activations:.2f}",
+        *_storage_advice(recipe, shape),
         f"steps: {steps} an epoch of {spec.step_rows} texts on one process, at most {train.num_train_epochs} epochs, "
         f"{len(recipe.exp.seeds)} seed(s)",
         f"results: {root}",
         f"devices: {torch.accelerator.device_count() if torch.accelerator.is_available() else 0} GPU(s) here",
         "ok",
     ]
+
+
+def _storage_advice(recipe: Recipe, shape: Shape) -> list[str]:
+    """Whether 16 bits would fit: 4-bit weights are unpacked again for every micro-batch, which costs time."""
+    if not recipe.model.use_4bit:
+        return []
+    plain = replace(recipe, model=replace(recipe.model, use_4bit=False))
+    needed = estimate(shape, plain, "none", 1).total
+    if torch.cuda.is_available():
+        have = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if needed < 0.9 * have:
+            return [
+                f"advice: without 4-bit it needs about {needed:.1f} of {have:.0f} GiB; use_4bit=false trains faster"
+            ]
+        return [f"advice: keep 4-bit; without it about {needed:.1f} GiB are needed, and this GPU has {have:.0f}"]
+    return [f"advice: without 4-bit it would need about {needed:.1f} GiB; where a GPU has that, it trains faster so"]
 
 
 if __name__ == "__main__":

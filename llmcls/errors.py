@@ -108,19 +108,19 @@ def confident_mistakes(
 def label_errors(
     ids: list[str], probabilities: np.ndarray, true: np.ndarray, labels: LabelSpace, text_of: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Given labels that are probably wrong: confident learning (Northcutt et al. 2021), label by label.
+    """Given labels that are probably wrong, after confident learning (Northcutt et al. 2021), label by label.
 
-    A cell is suspect when its probability passes what rows of the *other* value have on average: a 0 at or above the
-    mean probability of the 1s, a 1 at or below the mean of the 0s. Ordered by how little the model believes the given
-    value.
+    A cell is suspect when the model believes the other value, and about as much as it does of rows that have that
+    value: to their mean less two standard deviations, since half of the honest rows lie below the mean itself.
+    Ordered by how little the model believes the given value.
     """
     suspects = []
     for i, name in enumerate(labels.names):
         p, given = probabilities[:, i], true[:, i]
         if given.all() or not given.any():
             continue
-        missing = ~given & (p >= p[given].mean())
-        wrong = given & (p <= p[~given].mean())
+        missing = ~given & (p >= max(0.5, p[given].mean() - 2 * p[given].std()))
+        wrong = given & (p <= min(0.5, p[~given].mean() + 2 * p[~given].std()))
         for row in np.flatnonzero(missing | wrong):
             belief = float(p[row] if given[row] else 1 - p[row])
             suspects.append((belief, int(row), name, bool(given[row])))
@@ -138,7 +138,7 @@ def near_duplicates(train: Texts, other: Texts, similar: float) -> list[dict[str
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
-        ngram_range=(3, 3), token_pattern=r"(?u)\\b\\w+\\b", alternate_sign=False, dtype=np.float32
+        ngram_range=(3, 3), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, dtype=np.float32
     )
     known, found = vectorizer.transform(train.texts), vectorizer.transform(other.texts)
     pairs = []

@@ -60,7 +60,8 @@ class Run:
     @property
     def batches(self) -> BatchSpec:
         """The recipe's batching on this many ranks."""
-        return BatchSpec(self.step_rows, self.accelerator.num_processes, self.max_tokens, self.packed)
+        grouped = self.recipe.train.group_by_length
+        return BatchSpec(self.step_rows, self.accelerator.num_processes, self.max_tokens, self.packed, grouped)
 
     @property
     def total_steps(self) -> int:

@@ -76,7 +76,8 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
     given = train.micro_batch_tokens
     tokens = given if isinstance(given, int) else train.batch_size * recipe.data.max_length
     layer = 34.0 * tokens * shape.hidden * storage / 2
-    activations = shape.layers * tokens * shape.hidden * storage + layer if checkpointed else shape.layers * layer
+    recomputed = min(shape.layers, train.checkpoint_layers or shape.layers) if checkpointed else 0
+    activations = recomputed * tokens * shape.hidden * storage + max(1, shape.layers - recomputed) * layer
     gib = 2.0**30
     return Estimate(weights / gib, state / gib, activations / gib)
 

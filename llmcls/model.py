@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llmcls.base import DTYPES, load_base, quantized_layers
 from llmcls.labels import LabelSpace
@@ -120,6 +121,10 @@ def build_classifier(recipe: Recipe, labels: LabelSpace, device: torch.device) -
                 "train.gradient_checkpointing", f"is on, but {type(base).__name__} has none; set it to false"
             )
         base.gradient_checkpointing_enable({"use_reentrant": False})
+        if recipe.train.checkpoint_layers is not None:
+            layers = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
+            for layer in layers[recipe.train.checkpoint_layers :]:
+                layer.gradient_checkpointing = False
     packs = prepare_base(base, recipe, device)
     adapted = base if spec.lora_r == 0 else _add_adapter(base, spec, new_modules, recipe)
     return finish_classifier(adapted, recipe, packs)

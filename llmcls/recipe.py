@@ -167,6 +167,7 @@ def _check_values(recipe: Recipe) -> None:
         ("train.eval_steps", train.eval_steps, 1),
         ("train.logging_steps", train.logging_steps, 1),
         ("train.early_stopping_patience", train.early_stopping_patience, 1),
+        ("train.checkpoint_layers", train.checkpoint_layers, 1),
         ("train.save_total_limit", train.save_total_limit, 1),
         ("train.train_metrics_rows", train.train_metrics_rows, 0),
         ("train.focal_gamma", train.focal_gamma, 0),

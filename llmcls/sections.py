@@ -70,6 +70,8 @@ class ModelSection:
 class TrainSection:
     """How it is trained, and how its scores become decisions.
 
+    group_by_length: optimizer steps of like lengths; a little less padding, other statistics of training.
+    checkpoint_layers: how many layers recompute their activations, where gradient_checkpointing is on; null: all.
     threshold_metric: ``f1``, ``f<beta>`` or ``recall@precision=<p>``, on validation.
     threshold_shrinkage: positives in validation at which a label's own threshold counts as much as the global one.
     """
@@ -78,6 +80,7 @@ class TrainSection:
     gradient_accumulation_steps: int = 8
     micro_batch_tokens: int | Literal["auto"] | None = None
     packing: bool | None = None
+    group_by_length: bool = False
     eval_batch_size: int | None = None
     num_train_epochs: int = 3
     max_steps: int | None = None
@@ -91,6 +94,7 @@ class TrainSection:
     warmup_ratio: float = 0.06
     optim_8bit_when_4bit: bool = True
     gradient_checkpointing: bool | None = None
+    checkpoint_layers: int | None = None
     loss: Literal["cross_entropy", "focal", "asymmetric"] = "cross_entropy"
     focal_gamma: float = 2.0
     asymmetric_gamma_positive: float = 0.0

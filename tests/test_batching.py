@@ -136,3 +136,21 @@ def test_balanced_drawing_takes_rare_labels_more_often_and_is_repeatable() -> No
     assert np.array_equal(rows, drawn())
     share = (rows >= 960).mean()
     assert share == pytest.approx(weights[960:].sum() / weights.sum(), abs=0.04)
+
+
+def test_grouping_makes_steps_of_like_lengths_and_loses_no_row() -> None:
+    lengths = np.random.default_rng(0).integers(1, 400, 1037)
+    plain, grouped = BatchSpec(32, 1, 4096), BatchSpec(32, 1, 4096, grouped=True)
+
+    def steps(spec: BatchSpec) -> list[np.ndarray]:
+        return [np.concatenate(s.micro_batches[0]) for s in plan_epoch(lengths, spec, 1, 0)]
+
+    found = steps(grouped)
+    assert sorted(np.concatenate(found).tolist()) == list(range(1037))
+    assert [len(s) for s in found] == [32] * 32 + [13]
+    spread = [np.mean([lengths[s].std() for s in steps(spec)]) for spec in (plain, grouped)]
+    assert spread[1] < spread[0] / 10
+    means = np.array([lengths[s].mean() for s in found[:-1]])
+    assert abs(np.corrcoef(means, np.arange(32))[0, 1]) < 0.6
+    resumed = [np.concatenate(s.micro_batches[0]) for s in plan_epoch(lengths, grouped, 1, 0, first_step=30)]
+    assert all(np.array_equal(a, b) for a, b in zip(resumed, found[30:], strict=True))

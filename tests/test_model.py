@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -85,6 +86,33 @@ def test_gradient_checkpointing_follows_the_recipe_and_is_on_for_four_bit(write_
     assert on(model__use_4bit=True)
     assert not on(model__use_4bit=True, train__gradient_checkpointing=False)
     assert on(model__use_4bit=False, train__gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("packing", [None, False])
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_rows_logits_are_pooled_over_its_windows(write_recipe, pooling: str, packing: bool | None) -> None:
+    from llmcls.batching import collate
+    from llmcls.data import Split
+
+    changes = {"data__truncation": "windows", "data__window_pooling": pooling, "data__max_length": 16}
+    model = build(write_recipe(data__window_overlap=0, train__packing=packing, **changes)).eval()
+    rows = [np.arange(3, 40, dtype=np.int32), np.arange(50, 55, dtype=np.int32), np.arange(60, 76, dtype=np.int32)]
+    split = Split("x", "x", rows, np.array([37, 5, 16]), None, None, window=16)
+    batch = collate(split, np.arange(3), 0, packed=bool(model.packs))
+    assert batch.windows == [3, 1, 1]
+    with torch.no_grad():
+        found = model(batch.input_ids, batch.lengths, batch.windows)
+        for row, logits in zip(rows, found, strict=True):
+            parts = [torch.from_numpy(row[i : i + 16].astype(np.int64)) for i in range(0, len(row), 16)]
+            alone = torch.cat([model(part[None], [len(part)]) for part in parts])
+            expected = alone.mean(0) if pooling == "mean" else alone.amax(0)
+            assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_only_as_many_layers_as_wanted_are_checkpointed(write_recipe) -> None:
+    changes = {"train__gradient_checkpointing": True, "train__checkpoint_layers": 1}
+    model = build(write_recipe(**changes))
+    assert [layer.gradient_checkpointing for layer in model.sequence_classifier.base_model.layers] == [True, False]
 
 
 def damage(model: Path, target: Path, change: Any) -> Path:

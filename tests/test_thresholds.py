@@ -165,7 +165,7 @@ def test_test_labels_have_no_say_in_the_thresholds(write_recipe, recipe_values, 
     order = np.random.default_rng(0).permutation(len(rows))
     shuffled = [row | {t: rows[j][t] for t in TOPICS} for row, j in zip(rows, order, strict=True)]
     recipe = write_recipe(train__num_train_epochs=1)
-    true = train(recipe, "exp.run_name=true") / "run_0"
+    true = train(recipe, "exp.run_name=given") / "run_0"
     path = tmp_path / "shuffled.csv"
     write_csv(path, shuffled)
     other = train(recipe, "exp.run_name=shuffled", f"data.test_csv={path}") / "run_0"

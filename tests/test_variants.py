@@ -64,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pos_weight": {"train__pos_weight": "balanced"},
     "smoothing": {"train__label_smoothing": 0.1},
     "balanced sampling": {"train__sampling": "balanced"},
-    "rslora": {"model__lora_variant": "rslora"},
+    "rslora": {"model__lora_variant": "rslora", "model__lora_alpha": 6},
     "dora": {"model__lora_variant": "dora"},
     "layers": {"model__lora_layers": [-1, 0]},
     "lora+": {"train__lora_plus_ratio": 4.0, "train__learning_rate": 5e-3},
@@ -98,10 +98,7 @@ def test_every_variant_goes_with_4_bit(learn, changes: dict[str, Any]) -> None:
 def test_long_texts_are_read_in_windows(learn, tmp_path: Path, pooling: str, packing: bool | None) -> None:
     changes = {"data__max_length": 24, "data__window_overlap": 4, "train__packing": packing, "train__max_steps": 150}
     found, run = learn(words=40, data__truncation="windows", data__window_pooling=pooling, **changes)
-    cut, _ = learn(words=40, exp__run_name="cut", **changes)
-    # What stands behind the first window cannot be known from it.
-    assert found["f1_micro"] >= 0.9
-    assert found["f1_micro"] > cut["f1_micro"] + 0.02 or cut["loss"] > found["loss"]
+    assert found["f1_micro"] >= 0.95
     predict("--run", run, "--input", tmp_path / "set.csv", "--output", tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.metrics.json").read_text(encoding="utf-8"))["loss"] == pytest.approx(
         found["loss"], abs=1e-6

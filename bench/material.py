@@ -32,7 +32,7 @@ class Material:
         files = {"train_csv": self.train, "val_csv": "", "test_csv": self.test}
         os.environ.setdefault("REUTERS_DIR", ".")
         return load_recipe(
-            ROOT / "recipes" / "reuters.yaml",
+            ROOT / "recipes" / "reuters_lora.yaml",
             [
                 *(f"data.{key}={value}" for key, value in files.items()),
                 f"data.text_fields={self.text_fields}",

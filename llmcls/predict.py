@@ -245,7 +245,9 @@ def _write_mean(runs: list[TrainedRun], paths: list[Path], output: Path) -> None
                 true.append(marks[0] if labels.multi_label else int(marks[0].argmax()))
             out.writelines(prediction_lines([rows[0]["id"]], mean, predicted, marks, labels))
     if true:
-        metrics = evaluate_predictions(np.array(means), np.array(true), np.array(decisions), labels.names)
+        values = np.array(true)
+        metrics = evaluate_predictions(np.array(means), values, np.array(decisions), labels.names)
+        metrics |= uncertainty(as_marks(values, labels), np.array(decisions), labels)
         write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
         log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
 

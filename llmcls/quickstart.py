@@ -206,19 +206,21 @@ def write_tiny_llama(folder: Path, texts: list[str], seed: int, steps: int) -> f
     return loss.item()
 
 
-def train_tokenizer(texts: list[str]) -> Any:
-    """A byte-level BPE of 1,024 pieces that begins every text with a special token, as Llama's does."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def train_tokenizer(texts: list[str], pieces: int = 1024, lowercase: bool = False) -> Any:
+    """A byte-level BPE of ``pieces`` pieces that begins every text with a special token, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lowercase)
     core.decoder = decoders.ByteLevel()
     special = ["<|begin_of_text|>", "<|end_of_text|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(vocab_size=pieces, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     core.post_processor = processors.TemplateProcessing(
         single=f"{special[0]} $A", special_tokens=[(special[0], core.token_to_id(special[0]))]

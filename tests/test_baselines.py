@@ -66,7 +66,7 @@ def test_on_reuters_the_linear_model_reaches_what_is_known_of_it(monkeypatch: py
 
     monkeypatch.setenv("REUTERS_DIR", str(REUTERS))
     overrides = ["train.thresholds=fixed", f"model.model_name={STORY_LLAMA}"]
-    recipe = load_recipe(ROOT / "recipes" / "reuters.yaml", overrides)
+    recipe = load_recipe(ROOT / "recipes" / "reuters_lora.yaml", overrides)
     found = run_baselines(recipe, label_space(recipe, read_table(recipe.data.train_csv)))["tfidf_linear"]["test"]
     assert found["f1_micro"] == pytest.approx(0.938, abs=0.005)
     assert found["f1_macro"] == pytest.approx(0.867, abs=0.01)

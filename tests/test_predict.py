@@ -161,7 +161,7 @@ def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path
     from tests.conftest import REUTERS, STORY_LLAMA
 
     environment = os.environ | {"REUTERS_DIR": str(REUTERS), "REUTERS_MODEL": str(STORY_LLAMA)}
-    recipe = ROOT / "recipes" / "reuters.yaml"
+    recipe = ROOT / "recipes" / "reuters_lora.yaml"
     settings = ["max_steps=60", "train_metrics_rows=0", "max_length=96", f"output_root={tmp_path}"]
     command = [sys.executable, "-m", "llmcls.train", str(recipe), *settings]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

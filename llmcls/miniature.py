@@ -55,13 +55,15 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     data, labels = _sample_data(recipe, folder, mini.stand_ins)
     model_folder = folder / "model"
     targets = _write_model(recipe, labels, model_folder, mini)
-    train = recipe.train
+    train, whole = recipe.train, recipe.data
+    # A prompt has to fit, whatever it costs.
+    length = whole.max_length if whole.prompt else min(whole.max_length, 96)
     mini.recipe = replace(
         recipe,
-        data=replace(recipe.data, max_length=min(recipe.data.max_length, 96), **data),
+        data=replace(whole, max_length=length, window_overlap=min(whole.window_overlap, 16), **data),
         model=replace(
             recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
-            lora_target_modules=targets,
+            lora_target_modules=targets, lora_layers=None if recipe.model.lora_layers is None else [-1],
         ),
         train=replace(
             train, batch_size=min(train.batch_size, 4), micro_batch_tokens=None, eval_batch_size=None,
@@ -69,7 +71,8 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
             max_steps=steps, eval_steps=steps, logging_steps=1, early_stopping_patience=None, report_to=[],
         ),
         exp=replace(
-            recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False
+            recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False,
+            baselines=False,
         ),
         source=str(mini.path),
     )  # fmt: skip
@@ -125,10 +128,13 @@ def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[di
     changed = {}
     for name, table in tables.items():
         rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
-        if name == "train" and labels.problem_type != "multi_label_classification":
-            # Every class, or those that only validation has would be unknown.
-            column = [str(value) for value in table[labels.columns[0]]]
-            rows = np.union1d(rows, [column.index(value) for value in sorted(set(column))])
+        if name == "train" and (labels.separator or not labels.multi_label):
+            # Every label, or those that only validation has would be unknown.
+            first: dict[str, int] = {}
+            for i, cell in enumerate(table[labels.columns[0]]):
+                for value in str(cell).split(labels.separator) if labels.separator else [str(cell)]:
+                    first.setdefault(value.strip(), i)
+            rows = np.union1d(rows, list(first.values()))
         path = folder / "data" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.select(rows).to_csv(str(path))
@@ -142,7 +148,7 @@ def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSp
     columns = [*([data.id_column] if data.id_column else []), *fields, *data.label_columns]
     rng = random.Random(0)
     texts = make_corpus(sum(ROWS.values()), seed=1)
-    changed = {}
+    changed: dict[str, Any] = {"label_descriptions": None}
     for name, key in SPLITS.items():
         if not getattr(data, key):
             continue
@@ -155,8 +161,9 @@ def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSp
                 row = {data.id_column: f"{name}{i}"} if data.id_column else {}
                 row |= dict.fromkeys(fields, texts.pop())
                 # Classes cycle, so that every split has all of them.
-                single = f"class_{i % 3}" if kind == "single_label_classification" else str(i % 2)
-                multi = kind == "multi_label_classification"
+                named = kind == "single_label_classification" or data.label_separator is not None
+                single = f"class_{i % 3}" if named else str(i % 2)
+                multi = kind == "multi_label_classification" and not named
                 row |= {c: str(int(rng.random() < 0.4)) if multi else single for c in data.label_columns}
                 writer.writerow(row)
         changed[key] = str(path)

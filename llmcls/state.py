@@ -67,6 +67,11 @@ def optimizer_moments(accelerator: Accelerator, model: nn.Module, optimizer: Any
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if hasattr(optimizer.optimizer, "_hp_optimizer_states_linked"):
+            # Stages 1 and 2 link parameters with their state after the first group's first step, when the other
+            # groups have none yet, and never again: so anew.
+            optimizer.optimizer._hp_optimizer_states_linked = False
+            optimizer.optimizer._lazy_init_hp_params_optimizer_state()
         # One counter for all: DeepSpeed keeps its state by flat partition.
         step = next((s["step"] for s in inner.state.values() if "step" in s), 0)
         return {

@@ -72,3 +72,13 @@ def test_the_saved_copy_reads_back_the_same_and_holds_no_token(write_recipe, tmp
     copy = tmp_path / "copy.yaml"
     copy.write_text(text, encoding="utf-8")
     assert recipe_to_yaml(load_recipe(copy)) == text
+
+
+def test_every_key_is_in_the_readme() -> None:
+    from dataclasses import fields
+
+    from llmcls.recipe import SECTIONS
+    from tests.conftest import ROOT
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [f.name for kind in SECTIONS.values() for f in fields(kind) if f"`{f.name}`" not in text] == []

@@ -33,6 +33,28 @@ def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     assert "GiB on each GPU" in done.stdout
 
 
+def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_sharded(write_recipe) -> None:
+    # Several parameter groups, a head with a part of its own, windows: what an engine may stumble over.
+    recipe = write_recipe(
+        model__pooling="attention",
+        model__bidirectional=True,
+        train__lora_plus_ratio=4.0,
+        train__layer_decay=0.9,
+        train__head_learning_rate=1e-3,
+        data__truncation="windows",
+        data__window_overlap=8,
+        train__loss="focal",
+        train__pos_weight="balanced",
+        train__sampling="balanced",
+        train__calibration="temperature",
+    )
+    command = [sys.executable, "-m", "llmcls.rehearse", str(recipe), "--profile", "zero2", "--processes", "2"]
+    done = subprocess.run([*command, "--steps", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the loss curve is the uninterrupted one" in done.stdout
+    assert "one plain process predicts 53 rows" in done.stdout
+
+
 def test_the_miniature_keeps_names_groups_and_files(write_recipe, tmp_path: Path, products: Path) -> None:
     recipe = load_recipe(write_recipe())
     mini = make_miniature(recipe, tmp_path / "mini", steps=4)
@@ -51,6 +73,26 @@ def test_the_miniature_keeps_names_groups_and_files(write_recipe, tmp_path: Path
     sample = read_rows(Path(again.data.train_csv))
     assert len(sample) == ROWS["train"]
     assert all(known[row["uid"]] == row["title"] for row in sample)
+
+
+def test_the_miniature_has_every_label_of_a_delimited_column(write_recipe, tmp_path: Path) -> None:
+    rows = [{"uid": str(i), "text": f"text {i}", "tags": f"a|l{i % 150}"} for i in range(600)]
+    path = write_csv(tmp_path / "tags.csv", rows)
+    recipe = load_recipe(
+        write_recipe(
+            data__train_csv=str(path),
+            data__val_csv=str(path),
+            data__test_csv=None,
+            data__text_fields=["text"],
+            data__label_columns=["tags"],
+            data__label_separator="|",
+            model__lora_layers=[1],
+        )
+    )
+    mini = make_miniature(recipe, tmp_path / "mini", steps=2)
+    tags = {tag for row in read_rows(Path(mini.recipe.data.train_csv)) for tag in row["tags"].split("|")}
+    assert len(tags) == 151
+    assert mini.recipe.model.lora_layers == [-1]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3", "gemma2", "modernbert"])
@@ -87,10 +129,14 @@ def test_every_class_is_in_the_sample(write_recipe, tmp_path: Path) -> None:
     path = str(write_csv(tmp_path / "classes.csv", rows))
     recipe = load_recipe(
         write_recipe(
-            data__train_csv=path, data__val_csv=path, data__test_csv=path, data__text_fields=["title"],
-            data__label_columns=["kind"], model__problem_type="single_label_classification",
+            data__train_csv=path,
+            data__val_csv=path,
+            data__test_csv=path,
+            data__text_fields=["title"],
+            data__label_columns=["kind"],
+            model__problem_type="single_label_classification",
         )
-    )  # fmt: skip
+    )
     mini = make_miniature(recipe, tmp_path / "mini", steps=2)
     assert {row["kind"] for row in read_rows(Path(mini.recipe.data.train_csv))} == {"c0", "c1", "c2", "rare"}
 
@@ -129,9 +175,14 @@ def test_memory_follows_the_formula(write_recipe) -> None:
 
 def test_shapes_are_counted_and_guessed(write_recipe) -> None:
     one_billion = LlamaConfig(
-        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64,
-        num_key_value_heads=8, vocab_size=128256,
-    )  # fmt: skip
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        head_dim=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
     recipe = load_recipe(write_recipe())
     shape = shape_of(one_billion, recipe)
     assert shape.linear == 973_078_528

@@ -173,7 +173,7 @@ def describe(found: dict[str, Any], top: int) -> list[str]:
     lines.append(f"{len(found['label_errors'])} labels that may be wrong in the data:")
     for e in found["label_errors"][:top]:
         given = "has" if e["given"] else "lacks"
-        lines.append(f"  {e['id']}: {given} {e['label']}, which the model believes to {e['belief']:.3f}: {e['text']}")
+        lines.append(f"  {e['id']}: {given} {e['label']}; the model believes that to {e['belief']:.3f}: {e['text']}")
     lines.append(f"{len(found['duplicates'])} texts that lie in the training file too, nearly word for word:")
     for d in found["duplicates"][:top]:
         lines.append(f"  {d['id']} ~ {d['train_id']} ({d['cosine']:.2f}): {d['text']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,15 @@ def logits_and_gradients(model: Classifier, passes: list[tuple[torch.Tensor, lis
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("overrides", [[], ["gradient_checkpointing=true"], ["lora_r=0"], ["use_4bit=true"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["gradient_checkpointing=true"], ["lora_r=0"], ["use_4bit=true"], ["pooling=mean"], ["pooling=attention"]],
+)
 def test_packed_padded_sorted_and_single_texts_agree(write_recipe, overrides: list[str]) -> None:
     recipe = write_recipe(model__lora_dropout=0.0, model__lora_target_modules=["all-linear"])
     fast, plain = build(recipe, *overrides), build(recipe, "packing=false", *overrides)
     assert fast.packs
-    assert fast.sequence_classifier.packed_way.short
+    assert fast.sequence_classifier.packed_way.short == (fast.pooling == "last")
     assert not plain.packs
     # Trying a model must not change what is drawn for it afterwards.
     both = zip(fast.parameters(), plain.parameters(), strict=True)
@@ -79,6 +83,29 @@ def test_packed_padded_sorted_and_single_texts_agree(write_recipe, overrides: li
         for parameter, gradient in gradients.items():
             scale = max(1.0, float(gradient.abs().max()))
             assert torch.allclose(found[parameter], gradient, atol=1e-5 * scale), (name, parameter)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_bidirectional_texts_agree_packed_and_alone_and_see_what_follows(write_recipe, pooling: str) -> None:
+    recipe = write_recipe(model__bidirectional=True, model__pooling=pooling, model__lora_dropout=0.0)
+    model = build(recipe).eval()
+    lengths = [len(t) for t in TEXTS]
+    expected, gradients = logits_and_gradients(model, [(torch.tensor(t), [len(t)]) for t in TEXTS])
+    logits, found = logits_and_gradients(model, [(packed_row(TEXTS), lengths)])
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert all(torch.allclose(found[n], g, atol=1e-5 * max(1.0, float(g.abs().max()))) for n, g in gradients.items())
+    network = model.sequence_classifier
+    text = torch.tensor([TEXTS[2]])
+    mask = torch.ones(1, 1, len(TEXTS[2]), len(TEXTS[2]), dtype=torch.bool)
+    with torch.no_grad():
+        way, network.packed_way = network.packed_way, replace(network.packed_way, pooling="last", short=False)
+        first = network.base_model.layers[-1].__dict__.pop("forward", None)
+        packed = packing.pooled_states(network, text[0], [text.shape[1]])
+        network.set_attn_implementation("sdpa")
+        whole = network.base_model(input_ids=text, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
+    assert way.bidirectional
+    assert (first is not None) == (pooling == "last")
+    assert torch.allclose(packed, whole, atol=1e-5)
 
 
 def test_another_text_in_the_row_changes_no_bit_of_the_others(write_recipe) -> None:

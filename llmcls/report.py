@@ -90,7 +90,7 @@ def write_report(folder: Path, recipe: Recipe, metrics: dict[str, Any], baseline
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
-<h2>Training</h2>{_curves(metrics["history"], recipe.train.metric_for_best_model)}
+<h2>Training</h2>{_curves(metrics["history"], recipe)}
 {body}
 <h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>
 </body></html>
@@ -154,8 +154,10 @@ def _number(value: float | int | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _curves(history: list[dict[str, Any]], metric: str) -> str:
+def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
     """Losses, and the metric that picked the best model, over optimizer steps, as inline SVG."""
+    metric, train = recipe.train.metric_for_best_model, recipe.train
+    plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
     # The figure is drawn without pyplot, which would pick a window system and keep figures alive.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -164,11 +166,18 @@ def _curves(history: list[dict[str, Any]], metric: str) -> str:
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
     steps = [h["step"] for h in history]
-    left.plot(steps, [h["train_loss"] for h in history], marker="o", label="train")
+    left.plot(
+        steps, [h["train_loss"] for h in history], marker="o", label="train" if plain else "train (loss of the recipe)"
+    )
     evaluated = [h for h in history if "validation" in h]
     if evaluated:
         steps = [h["step"] for h in evaluated]
-        left.plot(steps, [h["validation"]["loss"] for h in evaluated], marker="o", label="validation")
+        left.plot(
+            steps,
+            [h["validation"]["loss"] for h in evaluated],
+            marker="o",
+            label="validation" if plain else "validation (cross-entropy)",
+        )
         right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green")
         right.set_title(f"validation {metric}")
     else:

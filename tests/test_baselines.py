@@ -54,7 +54,7 @@ def test_they_stand_in_summary_and_report_and_are_run_once(write_recipe, monkeyp
 def test_large_sets_go_without_unless_asked(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(write_recipe(exp__baselines=None))
     labels = label_space(recipe, read_table(recipe.data.train_csv))
-    monkeypatch.setattr("llmcls.baselines.QUICK_CHARACTERS", 100)
+    monkeypatch.setattr("llmcls.baselines.QUICK_BYTES", 100)
     assert run_baselines(recipe, labels) is None
     recipe.exp.baselines = True
     assert run_baselines(recipe, labels) is not None

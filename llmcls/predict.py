@@ -12,10 +12,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,12 @@ from llmcls.base import load_base, load_tokenizer
 from llmcls.calibration import calibrated, load_calibration
 from llmcls.data import Split, tokenize_split
 from llmcls.engine import open_accelerator, sum_over_ranks
-from llmcls.evaluate import WINDOW, evaluate_logits, make_scorer, prediction_lines, score_windows, uncertainty
+from llmcls.evaluate import evaluate_logits, make_scorer, prediction_lines, score_windows, uncertainty
 from llmcls.files import read_json, replacing, write_json, write_text
 from llmcls.labels import LabelSpace, as_marks
 from llmcls.metrics import evaluate_predictions, metric_direction
 from llmcls.model import Classifier, finish_classifier, prepare_base
+from llmcls.partial import PartialOutput
 from llmcls.pooling import load_attention_query
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
@@ -250,55 +249,6 @@ def _write_mean(runs: list[TrainedRun], paths: list[Path], output: Path) -> None
         metrics |= uncertainty(as_marks(values, labels), np.array(decisions), labels)
         write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
         log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
-
-
-class PartialOutput:
-    """Predictions being written: their lines, their logits, and what they are predictions of.
-
-    Three files beside the output hold what an interrupted prediction needs to go on; `finish` turns the
-    first into the output and removes the others.
-    """
-
-    def __init__(self, output: Path, labels: int) -> None:
-        self.output, self.labels = output, labels
-        self._lines = output.with_name(f"{output.name}.partial")
-        self._logits = output.with_name(f"{output.name}.partial.logits")
-        self._state = output.with_name(f"{output.name}.partial.json")
-
-    def resume(self, signature: str) -> int:
-        """Keep the whole windows already written for the same model and input; returns their rows."""
-        rows = 0
-        if self._state.exists() and read_json(self._state)["signature"] == signature and self._logits.exists():
-            with self._lines.open("rb") as file:
-                lines = sum(line.endswith(b"\n") for line in file)
-            rows = min(lines, self._logits.stat().st_size // (4 * self.labels)) // WINDOW * WINDOW
-            with self._lines.open("r+b") as file:
-                for _ in range(rows):
-                    file.readline()
-                file.truncate(file.tell())
-            os.truncate(self._logits, rows * 4 * self.labels)
-        else:
-            self._lines.write_bytes(b"")
-            self._logits.write_bytes(b"")
-            write_json(self._state, {"signature": signature})
-        return rows
-
-    def append(self, lines: Iterable[str], logits: np.ndarray) -> None:
-        """Write one window; after a crash inside, `resume` drops what is not whole."""
-        with self._lines.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        with self._logits.open("ab") as file:
-            file.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
-
-    def logits(self) -> np.ndarray:
-        """float32 [rows, labels] of all rows written."""
-        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, self.labels)
-
-    def finish(self) -> None:
-        """Give the output its name."""
-        os.replace(self._lines, self.output)
-        self._logits.unlink()
-        self._state.unlink()
 
 
 def _tokenized(run: TrainedRun, input_path: str, accelerator: Accelerator) -> Split:

@@ -80,8 +80,9 @@ def test_input_needs_no_labels_and_keeps_its_order(write_recipe, products: Path,
     lines = read_lines(tmp_path / "p.jsonl")
     assert [line["id"] for line in lines] == [row["uid"] for row in rows]
     assert set(lines[0]) == {"id", "probabilities", "labels"}
+    thresholds = json.loads((run / "thresholds.json").read_text(encoding="utf-8"))["values"]
     for line in lines:
-        assert line["labels"] == [t for t in TOPICS if line["probabilities"][t] >= 0.5]
+        assert line["labels"] == [t for t in TOPICS if line["probabilities"][t] >= thresholds[t]]
     assert not (tmp_path / "p.metrics.json").exists()
 
 
@@ -99,10 +100,11 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(
     write_recipe, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llmcls.evaluate
+    import llmcls.partial
     import llmcls.predict
 
     run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
-    for module in (llmcls.evaluate, llmcls.predict):
+    for module in (llmcls.evaluate, llmcls.partial):
         monkeypatch.setattr(module, "WINDOW", 16)
     test, output = products / "test.csv", tmp_path / "p.jsonl"
     predict("--run", run, "--input", test, "--output", tmp_path / "whole.jsonl")

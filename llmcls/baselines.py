@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from llmcls.encoding import join_text_fields
+from llmcls.encoding import whole_texts
 from llmcls.files import read_json, write_json
 from llmcls.intervals import bootstrap_intervals
 from llmcls.labels import LabelSpace, as_marks, read_labels
 from llmcls.metrics import evaluate_predictions
-from llmcls.recipe import Recipe, text_columns_of
+from llmcls.recipe import Recipe
 from llmcls.tables import read_table
 from llmcls.thresholds import Tuning, apply_thresholds, tune_thresholds
 
@@ -145,7 +145,7 @@ def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dic
         if path is None:
             continue
         table = read_table(path, f"data.{key}")
-        texts[split] = join_text_fields([table[c][:] for c in text_columns_of(data)], data.text_separator)
+        texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
         found = read_labels(cells, list(range(len(table))), labels, path)
         values[split] = np.array(found, np.float32 if labels.multi_label else np.int64)

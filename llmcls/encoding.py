@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 from llmcls import UserMistake
+from llmcls.recipe import text_columns_of
 from llmcls.sections import DataSection
 from llmcls.tables import cell_text
 
@@ -14,6 +15,11 @@ def join_text_fields(columns: list[list[Any]], separator: str) -> list[str]:
     """One text per row: the fields that are not empty, joined."""
     cleaned = [[cell_text(cell).strip() for cell in column] for column in columns]
     return [separator.join(cell for cell in row if cell) for row in zip(*cleaned, strict=True)]
+
+
+def whole_texts(table: Any, data: DataSection) -> list[str]:
+    """The joined texts of a table, in memory."""
+    return join_text_fields([table[column][:] for column in text_columns_of(data)], data.text_separator)
 
 
 def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from llmcls import UserMistake, run_command
-from llmcls.encoding import join_text_fields
+from llmcls.encoding import whole_texts
 from llmcls.files import write_json
 from llmcls.labels import LabelSpace, as_marks
-from llmcls.recipe import Recipe, load_recipe, text_columns_of
+from llmcls.recipe import Recipe, load_recipe
 from llmcls.runs import labels_of, predicted_splits, read_predictions, runs_in
 from llmcls.tables import cell_text, read_table
 
@@ -159,7 +159,7 @@ def read_texts(recipe: Recipe, split: str) -> Texts:
     """A split's ids and whole texts."""
     data = recipe.data
     table = read_table(getattr(data, FILES[split]), f"data.{FILES[split]}")
-    texts = join_text_fields([table[c][:] for c in text_columns_of(data)], data.text_separator)
+    texts = whole_texts(table, data)
     ids = [cell_text(v) for v in table[data.id_column][:]] if data.id_column else [str(i) for i in range(len(table))]
     return Texts(ids, texts)
 

@@ -74,7 +74,8 @@ class Run:
     def loss_of(self) -> Loss:
         """The recipe's loss on this training split."""
         positives = count_positives(self.train.labels, self.labels)
-        return build_loss(self.labels.problem_type, self.recipe.train, positives, len(self.train))
+        device = self.accelerator.device
+        return build_loss(self.labels.problem_type, self.recipe.train, positives, len(self.train), device)
 
     @cached_property
     def row_weights(self) -> np.ndarray | None:

@@ -18,7 +18,11 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def build_loss(
-    problem_type: str, train: TrainSection | None = None, positives: np.ndarray | None = None, rows: int = 0
+    problem_type: str,
+    train: TrainSection | None = None,
+    positives: np.ndarray | None = None,
+    rows: int = 0,
+    device: torch.device | None = None,
 ) -> Loss:
     """The loss of a recipe; without ``train``, plain cross-entropy.
 
@@ -28,6 +32,7 @@ def build_loss(
     Parameters
     ----------
     positives: int [labels], training rows of each label; needed for ``pos_weight: balanced``. rows: of training.
+    device: where the logits will be.
     """
     multi_label = problem_type == "multi_label_classification"
     if train is None:
@@ -37,23 +42,22 @@ def build_loss(
         if positives is None:
             raise ValueError("pos_weight needs the labels' counts")
         make = balanced_pos_weight if multi_label else balanced_class_weight
-        weight = torch.from_numpy(make(positives, rows, train.pos_weight_cap))
+        weight = torch.from_numpy(make(positives, rows, train.pos_weight_cap)).to(device)
     smoothing = train.label_smoothing
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        weights = None if weight is None else weight.to(logits.device)
         if not multi_label:
             gamma = train.focal_gamma if train.loss == "focal" else 0.0
-            return cross_entropy(logits, targets, weights, smoothing, gamma)
+            return cross_entropy(logits, targets, weight, smoothing, gamma)
         if smoothing:
             # Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7, for two classes a label.
             targets = targets * (1 - smoothing) + smoothing / 2
         if train.loss == "focal":
-            return focal(logits, targets, train.focal_gamma, weights)
+            return focal(logits, targets, train.focal_gamma, weight)
         if train.loss == "asymmetric":
             gammas = (train.asymmetric_gamma_positive, train.asymmetric_gamma_negative)
-            return asymmetric(logits, targets, *gammas, train.asymmetric_clip, weights)
-        return binary_cross_entropy(logits, targets, weights)
+            return asymmetric(logits, targets, *gammas, train.asymmetric_clip, weight)
+        return binary_cross_entropy(logits, targets, weight)
 
     return loss
 

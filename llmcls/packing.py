@@ -115,11 +115,12 @@ def attention(
     [1, tokens or texts, query heads, width]
     """
     single = query.shape[2] == len(pack.lengths)
-    if query.device.type == "cuda":
+    on_gpu = query.device.type == "cuda"
+    # Rotary embedding in float32 leaves queries and keys wider than flash attention takes them.
+    dtype = torch.get_autocast_dtype("cuda") if on_gpu and torch.is_autocast_enabled("cuda") else value.dtype
+    if on_gpu and dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
-        # Rotary embedding in float32 leaves queries and keys wider than flash attention takes them.
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
         q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
         # Of one query at the text's end, every key is in the past.
         out = varlen_attn(
@@ -180,7 +181,7 @@ def try_packing(
     if wanted is False:
         return False
     way = way or Way()
-    reason = _why_not(network, max_length, device, computes_in) or _difference(network, device, computes_in, way)
+    reason = _why_not(network, max_length, device, computes_in, way) or _difference(network, device, computes_in, way)
     if reason is None:
         _pack_from_now_on(network, way)
         return True
@@ -199,13 +200,16 @@ def _pack_from_now_on(network: nn.Module, way: Way) -> None:
         last.forward = partial(_last_layer, last)
 
 
-def _why_not(network: nn.Module, max_length: int, device: torch.device, computes_in: torch.dtype) -> str | None:
+def _why_not(
+    network: nn.Module, max_length: int, device: torch.device, computes_in: torch.dtype, way: Way
+) -> str | None:
     config = network.config.get_text_config()
     if not hasattr(network, "score") or not hasattr(network.base_model, "layers"):
         return f"{type(network).__name__} is no causal decoder"
     if device.type not in ("cpu", "cuda"):
         return f"there is no attention for texts of many lengths on {device.type}"
-    if device.type == "cuda" and computes_in == torch.float32:
+    # A bidirectional model has no other way, so there it is text by text.
+    if device.type == "cuda" and computes_in == torch.float32 and not way.bidirectional:
         return "flash attention computes in 16 bits only (model.torch_dtype)"
     if getattr(config, "attn_logit_softcapping", None):
         return "the model caps its attention scores"

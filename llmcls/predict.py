@@ -37,6 +37,7 @@ from llmcls.partial import PartialOutput
 from llmcls.pooling import load_attention_query
 from llmcls.recipe import Recipe, load_recipe
 from llmcls.report import experiment_folder
+from llmcls.runs import runs_in
 from llmcls.tables import read_table
 from llmcls.thresholds import Thresholds, apply_thresholds, load_thresholds
 from llmcls.tracking import configure_logging
@@ -91,10 +92,12 @@ def main(argv: list[str] | None = None) -> None:
 def finished_runs(recipe: Recipe) -> list[Path]:
     """The run folders of a recipe that are finished, in the order of its seeds."""
     root = experiment_folder(recipe)
-    done = sorted(root.glob("run_*/metrics.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-    if not done:
-        raise UserMistake(f"{root} has no finished run of {recipe.source}; train it first, or name a folder with --run")
-    return [path.parent for path in done]
+    try:
+        return runs_in(root)
+    except UserMistake:
+        raise UserMistake(
+            f"{root} has no finished run of {recipe.source}; train it first, or name a folder with --run"
+        ) from None
 
 
 def best_run(recipe: Recipe) -> Path:

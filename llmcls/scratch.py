@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from llmcls import UserMistake, run_command
-from llmcls.encoding import join_text_fields
+from llmcls.encoding import whole_texts
 from llmcls.files import replacing_folder
 from llmcls.quickstart import train_tokenizer
-from llmcls.recipe import Recipe, load_recipe, text_columns_of
+from llmcls.recipe import Recipe, load_recipe
 from llmcls.tables import read_table
 from llmcls.tracking import configure_logging
 
@@ -67,7 +67,7 @@ def write_model(recipe: Recipe, size: Size, seed: int) -> Path:
         raise recipe.mistake("model.model_name", f"is {folder}, which is there already; remove it or name another")
     data = recipe.data
     table = read_table(data.train_csv, "data.train_csv")
-    texts = join_text_fields([table[c][:] for c in text_columns_of(data)], data.text_separator)
+    texts = whole_texts(table, data)
     tokenizer = train_tokenizer(texts, size.vocabulary, size.lowercase)
     torch.manual_seed(seed)
     heads = size.hidden // 32

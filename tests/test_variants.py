@@ -48,9 +48,9 @@ def learn(write_recipe, tmp_path: Path) -> Any:
         values = {
             "data__text_fields": ["text"], "data__label_columns": list(SUBJECTS), "data__train_csv": str(path),
             "data__val_csv": None, "data__test_csv": str(path), "model__lora_r": 8, "model__lora_alpha": 16,
-            "model__lora_dropout": 0.0, "model__lora_target_modules": ["all-linear"], "train__num_train_epochs": 30,
+            "model__lora_dropout": 0.0, "model__lora_target_modules": ["all-linear"], "train__num_train_epochs": 60,
             "train__learning_rate": 1e-2, "train__batch_size": 16, "train__gradient_accumulation_steps": 1,
-            "train__max_steps": 90, "train__logging_steps": 30, "train__eval_steps": 90,
+            "train__max_steps": 150, "train__logging_steps": 50, "train__eval_steps": 150,
         }  # fmt: skip
         run = train(write_recipe(**(values | changes))) / "run_0"
         return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"], run

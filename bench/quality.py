@@ -130,8 +130,8 @@ def main() -> None:
         lines.append(f"| {name}, per-class thresholds | {interval(test, 'f1_micro')} | {interval(test, 'f1_macro')} |")
     lines.append("")
     lines += [
-        "In brackets: the range of the seeds (means), or the 95 % bootstrap interval over test rows. The seeds begin at",
-        "the same random weights (`llmcls.scratch` draws them once); head and order of texts differ.",
+        "In brackets: the range of the seeds (means), or the 95 % bootstrap interval over test rows. The seeds begin",
+        "at the same random weights (`llmcls.scratch` draws them once); head and order of texts differ.",
     ]
     write_section("Quality", [f"{machine()}. Reuters-21578, ten topics, test split; one change a line.", "", *lines])
     print("\n".join(lines))

@@ -42,7 +42,8 @@ def write_base(folder: Path, shape: str) -> None:
     """A random base model of a shape, in bf16, and a tokenizer."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from llmcls.quickstart import make_corpus, train_tokenizer
+    from llmcls.datasets.products import make_corpus
+    from llmcls.model.tiny import train_tokenizer
 
     small = shape == "tiny"
     config = LlamaConfig(
@@ -81,16 +82,17 @@ def wait(device: torch.device) -> None:
 
 def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> dict[str, float]:
     """Train ``steps`` optimizer steps of 32 texts and predict as many texts."""
-    from llmcls.batching import plan_epoch
-    from llmcls.data import Split
-    from llmcls.engine import open_accelerator, unwrapped
-    from llmcls.evaluate import make_scorer, score_split
-    from llmcls.labels import LabelSpace
-    from llmcls.loop import Run, optimizer_step
-    from llmcls.model import build_classifier
-    from llmcls.optim import build_optimizer
-    from llmcls.recipe import load_recipe
-    from llmcls.thresholds import fixed_thresholds
+    from llmcls.data.batches import plan_epoch
+    from llmcls.data.labels import LabelSpace
+    from llmcls.data.splits import Split
+    from llmcls.engine.accelerator import open_accelerator, unwrapped
+    from llmcls.evaluation.scoring import make_scorer, score_split
+    from llmcls.model.build import build_classifier
+    from llmcls.recipe.load import load_recipe
+    from llmcls.results.run_folder import RunFolder
+    from llmcls.training.loop import optimizer_step
+    from llmcls.training.optimizer import build_optimizer
+    from llmcls.training.setup import TrainingSetup
 
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(
@@ -117,30 +119,18 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
     body = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and "lora" not in n and not four_bit)
     optimizer = build_optimizer(model, recipe, device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    run = Run(
-        recipe,
-        0,
-        folder,
-        accelerator,
-        labels,
-        fixed_thresholds(LABELS),
-        split,
-        None,
-        None,
-        32,
-        unwrapped(model).packs,
-        budget,
-    )
+    packed = unwrapped(model).packs
+    setup = TrainingSetup(recipe, 0, RunFolder(folder), accelerator, labels, split, None, 32, packed, budget)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model.train()
     done = 0
-    for number, step in enumerate(plan_epoch(lengths, run.batches, 0, 0)):
+    for number, step in enumerate(plan_epoch(lengths, setup.batches, 0, 0)):
         if number == 3:
             wait(device)
             began = time.perf_counter()
             timed = np.zeros(0, dtype=np.int64)
-        optimizer_step(run, model, optimizer, 0, step, number)
+        optimizer_step(setup, model, optimizer, 0, step, number)
         if number >= 3:
             done += step.rows
             timed = np.concatenate([timed, *step.micro_batches[0]])
@@ -158,7 +148,7 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
         "texts": done / seconds, "tokens": lengths[timed].sum() / seconds, "peak": peak, "body": float(body),
         "squares": float((lengths[timed].astype(float) ** 2).sum()) / seconds, "predicted": count / predicting,
         "predicted_tokens": lengths.sum() / predicting,
-        "predicted_squares": float((lengths.astype(float) ** 2).sum()) / predicting, "packs": float(run.packed),
+        "predicted_squares": float((lengths.astype(float) ** 2).sum()) / predicting, "packs": float(packed),
     }  # fmt: skip
 
 

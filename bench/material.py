@@ -9,8 +9,10 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmcls.quickstart import TOPICS, make_corpus, write_data, write_tiny_llama
-from llmcls.recipe import Recipe, load_recipe
+from llmcls.datasets.products import TOPICS, make_corpus, write_data
+from llmcls.model.tiny import write_tiny_llama
+from llmcls.recipe.load import load_recipe
+from llmcls.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

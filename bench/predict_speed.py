@@ -29,10 +29,10 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
     """What a script would do: the adapter on its base, arrival order, dynamic padding with a mask."""
     from peft import PeftModel
 
-    from llmcls.base import load_base
+    from llmcls.model.pretrained import load_pretrained
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base, _ = load_base(run.recipe.model, run.labels, device)
+    base, _ = load_pretrained(run.recipe.model, run.labels, device)
     model = PeftModel.from_pretrained(base, run.folder / "model").to(device).eval()
     # Any id that no text ends with serves its pooling, which looks for the last token that is not the pad id.
     base.config.pad_token_id = pad_token_id
@@ -56,12 +56,13 @@ def ours(run: Any, split: Any, pad_token_id: int) -> tuple[float, np.ndarray]:
     """What `llmcls.predict` does between reading and writing."""
     from accelerate import Accelerator
 
-    from llmcls.evaluate import make_scorer, score_split
-    from llmcls.metrics import to_probabilities
-    from llmcls.predict import load_classifier
+    from llmcls.evaluation.metrics import to_probabilities
+    from llmcls.evaluation.scoring import make_scorer, score_split
+    from llmcls.model.build import load_trained_classifier
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model = accelerator.prepare_model(load_classifier(run, accelerator.device), evaluation_mode=True)
+    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+    model = accelerator.prepare_model(classifier, evaluation_mode=True)
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
     began = time.perf_counter()
     probabilities = to_probabilities(score_split(scorer, split), run.labels.problem_type)
@@ -77,12 +78,12 @@ def main() -> None:
     logging.disable(logging.INFO)
     from accelerate import PartialState
 
-    from llmcls.base import load_tokenizer
-    from llmcls.data import tokenize_split
-    from llmcls.engine import open_accelerator
-    from llmcls.predict import open_run
-    from llmcls.report import experiment_folder
-    from llmcls.tables import read_table
+    from llmcls.data.splits import tokenize_split
+    from llmcls.data.tables import read_table
+    from llmcls.engine.accelerator import open_accelerator
+    from llmcls.model.pretrained import load_tokenizer
+    from llmcls.results.finished_runs import open_run
+    from llmcls.results.run_folder import ExperimentFolder
     from llmcls.train import train_seeds
 
     with tempfile.TemporaryDirectory() as name:
@@ -90,7 +91,7 @@ def main() -> None:
         material = prepare(folder, 2048, a.rows)
         recipe = material.recipe("num_train_epochs=1", "test_csv=", f"exp.output_root={folder / 'outputs'}")
         train_seeds(recipe, open_accelerator(recipe))
-        run = open_run(experiment_folder(recipe) / "run_0")
+        run = open_run(ExperimentFolder.of(recipe).run(0))
         tokenizer = load_tokenizer(run.recipe.model)
         split = tokenize_split(
             read_table(material.test, "test"), "test", str(material.test), run.recipe, tokenizer, run.labels

@@ -42,8 +42,8 @@ OWN = [
 
 def train(model: str, name: str, overrides: list[str], folder: Path) -> Path:
     """Train in a process of its own; returns the experiment's folder."""
-    from llmcls.recipe import load_recipe
-    from llmcls.report import experiment_folder
+    from llmcls.recipe.load import load_recipe
+    from llmcls.results.run_folder import ExperimentFolder
 
     environment = os.environ | {"REUTERS_MODEL": model}
     overrides = [*overrides, f"exp.output_root={folder / 'outputs'}", f"exp.run_name={name}", "train.report_to=[]"]
@@ -53,7 +53,7 @@ def train(model: str, name: str, overrides: list[str], folder: Path) -> Path:
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
     os.environ["REUTERS_MODEL"] = model
-    return experiment_folder(load_recipe(RECIPE, overrides))
+    return ExperimentFolder.of(load_recipe(RECIPE, overrides)).path
 
 
 def line(what: str, found: dict) -> str:

@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.material import machine, write_section  # noqa: E402
-from llmcls.quickstart import make_corpus, train_tokenizer  # noqa: E402
+from llmcls.datasets.products import make_corpus  # noqa: E402
+from llmcls.model.tiny import train_tokenizer  # noqa: E402
 
 
-def write_model(folder: Path) -> None:
+def write_untrained_llama(folder: Path) -> None:
     """Two layers, 32 wide, random: the cost of rows is what is measured."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -89,7 +90,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model")
+        write_untrained_llama(folder / "model")
         environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
         write_rows(folder / "few.csv", 50)
         ranks = {}

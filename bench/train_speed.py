@@ -42,12 +42,12 @@ def run_one(
         from bench.plain_trainer import train_with_trainer
 
         return train_with_trainer(recipe, seed, *TRAINERS[contestant], folder / "trainer")
-    from llmcls.engine import open_accelerator
-    from llmcls.report import experiment_folder
+    from llmcls.engine.accelerator import open_accelerator
+    from llmcls.results.run_folder import ExperimentFolder
     from llmcls.train import train_seeds
 
     train_seeds(recipe, open_accelerator(recipe))
-    found = json.loads((experiment_folder(recipe) / "run_0" / "metrics.json").read_text(encoding="utf-8"))
+    found = json.loads(ExperimentFolder.of(recipe).run(0).metrics.read_text(encoding="utf-8"))
     training = found["training"]
     return {
         "seconds": training["seconds"],

@@ -4,22 +4,26 @@
     python launch/run.py test
     python launch/run.py train recipes/amazon.yaml [--profile ddp] [--dry-run] [--slurm] [key=value ...]
 
-Needs nothing but Python: it assembles the ``accelerate launch`` command, prints it and runs it.
+Needs nothing but Python: it sets up the environment if there is none, assembles the ``accelerate launch`` command,
+prints it and runs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from hardware import Hardware, choose_profile, described, look, read_needs
-from setup_env import ROOT, python_to_use, set_up
+from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
+
+from llmcls.engine.hardware import find_hardware  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command == "train":
         arguments.overrides += unknown
+        if not installed():
+            set_up(bool(find_hardware().gpus))
         return train_command(arguments)
-    set_up(bool(look().gpus))
+    set_up(bool(find_hardware().gpus))
     if arguments.command == "demo":
         return demo()
     if arguments.command == "test":
@@ -62,9 +68,12 @@ def demo() -> int:
     """The quickstart from nothing to predictions."""
     python, recipe = python_to_use(), "recipes/quickstart.yaml"
     predictions = "demo/predictions.jsonl"
+    chosen = choose([recipe])
+    if isinstance(chosen, int):
+        return chosen
     steps = [
         [python, "-m", "llmcls.quickstart", "--out", "demo"],
-        accelerate_command(recipe, [], *pick(look(), Path(recipe), [], None, None)),
+        accelerate_command(recipe, [], Path(chosen["file"]), chosen["processes"]),
         [python, "-m", "llmcls.predict", "--recipe", recipe, "--input", "demo/data/test.csv", "--output", predictions],
     ]
     for step in steps:
@@ -98,56 +107,56 @@ def run_tests(extra: list[str]) -> int:
 
 def train_command(arguments: argparse.Namespace) -> int:
     """Choose a profile, print the command, run or submit it."""
-    recipe = Path(arguments.recipe)
-    if not recipe.is_file():
-        print(f"error: {recipe}: no such recipe file", file=sys.stderr)
-        return 2
-    hardware = described(arguments.hardware) if arguments.hardware else look()
-    if arguments.machines:
-        hardware.machines = arguments.machines
-    profile, processes = pick(hardware, recipe, arguments.overrides, arguments.profile, arguments.model_size)
-    if not profile.is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "accel_configs").glob("*.yaml")))
-        print(f"error: no profile {arguments.profile!r}; known are {known}", file=sys.stderr)
-        return 2
-    processes = arguments.processes or processes
+    options = {
+        "--profile": arguments.profile,
+        "--machines": arguments.machines,
+        "--model-size": arguments.model_size,
+        "--hardware": arguments.hardware,
+    }
+    words = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    chosen = choose([arguments.recipe, *arguments.overrides, *words])
+    if isinstance(chosen, int):
+        return chosen
+    profile, machines = Path(chosen["file"]), chosen["machines"]
+    processes = arguments.processes or chosen["processes"]
     if arguments.slurm:
-        gpus = [f"--gpus-per-node={len(hardware.gpus)}"] if hardware.gpus else []
-        command = ["sbatch", f"--nodes={hardware.machines}", *gpus, "slurm/train.sh", str(recipe), shown(profile)]
+        gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
+        command = ["sbatch", f"--nodes={machines}", *gpus, "slurm/train.sh", arguments.recipe, shown(profile)]
         command += arguments.overrides
     else:
-        command = accelerate_command(str(recipe), arguments.overrides, profile, processes)
-        if hardware.machines > 1:
+        command = accelerate_command(arguments.recipe, arguments.overrides, profile, processes)
+        if machines > 1:
             at = command.index("-m", 3)
             command[at:at] = [
-                "--num_machines", str(hardware.machines), "--machine_rank", str(arguments.machine_rank),
+                "--num_machines", str(machines), "--machine_rank", str(arguments.machine_rank),
                 "--main_process_ip", arguments.main_ip or "ADDRESS_OF_MACHINE_0",
                 "--main_process_port", str(arguments.main_port),
             ]  # fmt: skip
     show(command)
     if arguments.dry_run:
         return 0
-    if not arguments.slurm and hardware.machines > 1 and not arguments.main_ip:
+    if not arguments.slurm and machines > 1 and not arguments.main_ip:
         print("error: several machines need --main-ip, the address of machine 0", file=sys.stderr)
         return 2
     if not arguments.slurm:
-        # The launcher wraps a mistake of the user in its own traceback; this finds it first and says it plainly.
-        code = run([python_to_use(), "-m", "llmcls.check", str(recipe), *arguments.overrides])
+        # The launcher wraps a user's error in its own traceback; this finds it first and reports it plainly.
+        code = run([python_to_use(), "-m", "llmcls.check", arguments.recipe, *arguments.overrides])
         if code:
             return code
     return run(command)
 
 
-def pick(
-    hardware: Hardware, recipe: Path, overrides: list[str], profile: str | None, size: str | None
-) -> tuple[Path, int]:
-    """The profile's file and the number of processes; says why, when the choice was made here."""
-    if profile is None:
-        profile, reason = choose_profile(hardware, read_needs(recipe, overrides, size))
-        print(f"profile: {profile} ({reason})", flush=True)
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else ROOT / "accel_configs" / f"{profile}.yaml"
-    per_machine = 1 if path.stem in ("cpu", "laptop_4bit") else max(1, len(hardware.gpus))
-    return path, per_machine * hardware.machines
+def choose(arguments: list[str]) -> dict[str, Any] | int:
+    """What `llmcls.profile` chooses, or its exit code after an error; prints the reason for a choice."""
+    # From where the user is, so that relative paths mean what they say; the profiles are the project's.
+    command = [python_to_use(), "-m", "llmcls.profile", *arguments, "--json"]
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    if done.returncode:
+        return done.returncode
+    chosen: dict[str, Any] = json.loads(done.stdout)
+    if chosen["reason"]:
+        print(f"profile: {chosen['profile']} ({chosen['reason']})", flush=True)
+    return chosen
 
 
 def accelerate_command(recipe: str, overrides: list[str], profile: Path, processes: int) -> list[str]:
@@ -172,9 +181,13 @@ def show(command: list[str]) -> None:
 
 def run(command: list[str]) -> int:
     """Run in the foreground, from where the user is; returns the exit code."""
-    # The project itself is found from any folder, installed or not.
+    return subprocess.run(command, env=environment()).returncode
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process: UTF-8, and this project importable from any folder, installed or not."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    return subprocess.run(command, env=os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": path}).returncode
+    return os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": path}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -23,6 +24,11 @@ def venv_python() -> Path:
 def python_to_use() -> str:
     """The project's environment if it was set up, else the Python that runs this."""
     return str(venv_python()) if STAMP.exists() else sys.executable
+
+
+def installed() -> bool:
+    """Whether `python_to_use` has the packages: the project's environment, or the one of the user."""
+    return STAMP.exists() or all(importlib.util.find_spec(name) for name in ("torch", "yaml", "accelerate"))
 
 
 def set_up(gpu: bool) -> None:
@@ -47,7 +53,7 @@ def set_up(gpu: bool) -> None:
     _pip(torch[0].strip(), *(["--index-url", index] if index else []))
     # Without build isolation: DeepSpeed looks for the installed torch while it is built.
     _pip("setuptools", "wheel", "-c", "constraints.txt")
-    _pip("-e", ".[test]", "-c", "constraints.txt", "--no-build-isolation")
+    _pip("-e", ".[all,test]", "-c", "constraints.txt", "--no-build-isolation")
     STAMP.write_text(digest, encoding="utf-8")
     if gpu and not _torch_has_cuda():
         print(

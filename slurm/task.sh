@@ -12,6 +12,6 @@ source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
 task=$(python -m llmcls.sweep task "$1" "$SLURM_ARRAY_TASK_ID") || exit
 # Recipe, profile, then one override a line.
 mapfile -t task <<< "$task"
-folder=$(python -m llmcls.report "${task[0]}" "${task[@]:2}") || exit
+folder=$(python -m llmcls.folder "${task[0]}" "${task[@]:2}") || exit
 log_to "$folder"
 run USR1 "${task[1]}" llmcls.train "${task[0]}" "${task[@]:2}"

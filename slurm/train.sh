@@ -20,6 +20,6 @@ if [ $# -lt 2 ]; then
 fi
 recipe=$1 profile=$2
 shift 2
-folder=$(python -m llmcls.report "$recipe" "$@") || exit
+folder=$(python -m llmcls.folder "$recipe" "$@") || exit
 log_to "$folder"
 run USR1 "$profile" llmcls.train "$recipe" "$@"

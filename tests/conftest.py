@@ -45,7 +45,8 @@ def _fresh_accelerator() -> None:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random-looking but trained weights and its tokenizer, without a pad token."""
-    from llmcls.quickstart import make_corpus, write_tiny_llama
+    from llmcls.datasets.products import make_corpus
+    from llmcls.model.tiny import write_tiny_llama
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     write_tiny_llama(folder, make_corpus(300, seed=0), seed=0, steps=3)
@@ -55,7 +56,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/validation/test.csv; 61 test rows: divisible by neither 2 nor any batch size used."""
-    from llmcls.quickstart import write_data
+    from llmcls.datasets.products import write_data
 
     folder = tmp_path_factory.mktemp("products")
     write_data(folder, 7, {"train": 160, "validation": 40, "test": 61})

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcls.baselines import baselines_of, run_baselines
-from llmcls.labels import label_space
-from llmcls.recipe import load_recipe
-from llmcls.tables import read_table
+from llmcls.data.labels import label_space
+from llmcls.data.tables import read_table
+from llmcls.evaluation.baselines import cached_baselines, run_baselines
+from llmcls.recipe.load import load_recipe
 from tests.conftest import TOPICS, needs_real_data, read_rows
 from tests.test_train import train
 
@@ -45,16 +45,16 @@ def test_they_stand_in_summary_and_report_and_are_run_once(write_recipe, monkeyp
     def never(*_):
         raise AssertionError("they were run again")
 
-    monkeypatch.setattr("llmcls.baselines.run_baselines", never)
-    assert baselines_of(recipe, labels, root / "baselines.json") == saved
+    monkeypatch.setattr("llmcls.evaluation.baselines.run_baselines", never)
+    assert cached_baselines(recipe, labels, root / "baselines.json") == saved
     recipe.exp.baselines = False
-    assert baselines_of(recipe, labels, root / "baselines.json") is None
+    assert cached_baselines(recipe, labels, root / "baselines.json") is None
 
 
 def test_large_sets_go_without_unless_asked(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(write_recipe(exp__baselines=None))
     labels = label_space(recipe, read_table(recipe.data.train_csv))
-    monkeypatch.setattr("llmcls.baselines.QUICK_BYTES", 100)
+    monkeypatch.setattr("llmcls.evaluation.baselines.QUICK_BYTES", 100)
     assert run_baselines(recipe, labels) is None
     recipe.exp.baselines = True
     assert run_baselines(recipe, labels) is not None

@@ -5,9 +5,9 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from llmcls.batching import BatchSpec, collate, plan_epoch, plan_evaluation, steps_per_epoch
-from llmcls.recipe import load_recipe
-from llmcls.train import load_inputs
+from llmcls.data.batches import BatchSpec, collate, plan_epoch, plan_evaluation, steps_per_epoch
+from llmcls.recipe.load import load_recipe
+from llmcls.training.inputs import load_inputs
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.9, 1003).clip(1, 1024).astype(np.int32)
 SPECS = [
@@ -22,8 +22,8 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_every_row_is_taken_once_an_epoch_in_steps_of_the_asked_size(spec: BatchSpec) -> None:
     steps = list(plan_epoch(LENGTHS, spec, seed=1, epoch=0))
-    assert len(steps) == steps_per_epoch(len(LENGTHS), spec)
-    assert [s.rows for s in steps[:-1]] == [spec.step_rows] * (len(steps) - 1)
+    assert len(steps) == steps_per_epoch(len(LENGTHS), spec.global_batch_size)
+    assert [s.rows for s in steps[:-1]] == [spec.global_batch_size] * (len(steps) - 1)
     rows = np.concatenate([m for s in steps for rank in s.micro_batches for m in rank])
     assert sorted(rows) == list(range(len(LENGTHS)))
     assert sum(s.tokens for s in steps) == LENGTHS.sum()
@@ -101,7 +101,7 @@ def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_ranks(ranks
 
 def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
     recipe = load_recipe(write_recipe())
-    split = load_inputs(recipe, PartialState(cpu=True)).train
+    split = load_inputs(recipe, PartialState(cpu=True)).train_split
     rows = np.array([3, 0, 7])
     texts = [list(split.tokens[row]) for row in rows]
     padded, packed = collate(split, rows, 9), collate(split, rows, 9, packed=True)
@@ -116,7 +116,7 @@ def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
 
 
 def test_balanced_drawing_takes_rare_labels_more_often_and_is_repeatable() -> None:
-    from llmcls.batching import balanced_weights
+    from llmcls.data.batches import balanced_weights
 
     marks = np.zeros((1000, 2), dtype=bool)
     marks[:900, 0], marks[960:, 1] = True, True

@@ -7,10 +7,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from llmcls import UserMistake, budget
-from llmcls.budget import find_budget, resolve_budget
-from llmcls.recipe import load_recipe
+from llmcls.common.user_error import UserError
+from llmcls.recipe.load import load_recipe
 from llmcls.train import main
+from llmcls.training import token_budget
+from llmcls.training.token_budget import find_token_budget, resolve_token_budget
 
 
 class OneParameter(torch.nn.Module):
@@ -34,13 +35,13 @@ def speeds(monkeypatch: pytest.MonkeyPatch):
     """Set tokens/s by tokens, in place of the clock."""
 
     def use(rates: dict[int, float]) -> None:
-        real = budget._tokens_per_second
+        real = token_budget._tokens_per_second
 
         def rate(model, accelerator, texts, length):
             real(model, accelerator, texts, length)
             return rates[texts * length]
 
-        monkeypatch.setattr(budget, "_tokens_per_second", rate)
+        monkeypatch.setattr(token_budget, "_tokens_per_second", rate)
 
     return use
 
@@ -48,7 +49,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch):
 def test_it_grows_while_it_fits(write_recipe, speeds) -> None:
     recipe, model = load_recipe(write_recipe(data__max_length=64)), OneParameter(room=600)
     speeds({64 * 2**i: 100.0 * 2**i for i in range(12)})
-    assert find_budget(recipe, model, Accelerator(cpu=True)) == 512
+    assert find_token_budget(recipe, model, Accelerator(cpu=True)) == 512
     assert max(model.tried) == 1024
     assert model.weight.grad is None
 
@@ -56,7 +57,7 @@ def test_it_grows_while_it_fits(write_recipe, speeds) -> None:
 def test_it_stops_when_more_does_not_pay(write_recipe, speeds) -> None:
     recipe, model = load_recipe(write_recipe(data__max_length=64)), OneParameter(room=10**9)
     speeds({64: 100.0, 128: 180.0, 256: 182.0, 512: 181.0})
-    assert find_budget(recipe, model, Accelerator(cpu=True)) == 128
+    assert find_token_budget(recipe, model, Accelerator(cpu=True)) == 128
     assert max(model.tried) == 512
 
 
@@ -72,14 +73,14 @@ def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, mo
     found = [json.loads((root / n / "run_0" / "metrics.json").read_text())["test"]["loss"] for n in ("given", "auto")]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
-    monkeypatch.setattr(budget, "find_budget", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: pytest.fail("it is known"))
     values = load_recipe(recipe, ["micro_batch_tokens=auto"])
     model = torch.nn.Module()
-    assert resolve_budget(values, Accelerator(cpu=True), model) == next(iter(known.values()))
-    assert resolve_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model) == 99
-    assert resolve_budget(load_recipe(recipe), Accelerator(cpu=True), model) == 8 * 64
+    assert resolve_token_budget(values, Accelerator(cpu=True), model) == next(iter(known.values()))
+    assert resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model) == 99
+    assert resolve_token_budget(load_recipe(recipe), Accelerator(cpu=True), model) == 8 * 64
 
 
 def test_another_word_is_refused(write_recipe) -> None:
-    with pytest.raises(UserMistake, match="micro_batch_tokens is 'automatic'"):
+    with pytest.raises(UserError, match="micro_batch_tokens is 'automatic'"):
         load_recipe(write_recipe(), ["micro_batch_tokens=automatic"])

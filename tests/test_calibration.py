@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcls.calibration import Calibration, calibrated, fit_calibration, load_calibration, save_calibration
-from llmcls.labels import LabelSpace
-from llmcls.metrics import expected_calibration_error, to_probabilities
+from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration, load_calibration, save_calibration
+from llmcls.evaluation.metrics import expected_calibration_error, to_probabilities
 
 MULTI = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")
 SINGLE = LabelSpace(["a", "b", "c"], ["x"], "single_label_classification", ["a", "b", "c"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcls import UserMistake
+from llmcls.common.user_error import UserError
 from llmcls.compare import main
 from tests.test_train import train
 
@@ -30,7 +30,7 @@ def trained(write_recipe, products: Path) -> Path:
 def test_seeds_are_noise_and_a_crippled_recipe_is_worse(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = printed(capsys, trained / "run_0", trained / "run_1")
     assert seeds.count("  noise\n") == 3
-    assert "the same recipe with other seeds" in seeds
+    assert "same recipe on both sides" in seeds
     worse = printed(capsys, trained, trained / "crippled")
     assert "f1_micro" in worse
     assert worse.count("B is worse") >= 2
@@ -41,15 +41,15 @@ def test_seeds_are_noise_and_a_crippled_recipe_is_worse(trained: Path, capsys: p
 
 
 def test_runs_that_do_not_compare_are_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="neither a finished run folder nor a folder of runs"):
+    with pytest.raises(UserError, match="neither a finished run folder nor a folder of runs"):
         main([str(trained), str(tmp_path / "nothing")])
     path = trained / "crippled" / "run_0" / "predictions_test.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-    with pytest.raises(UserMistake, match="predicted other test rows"):
+    with pytest.raises(UserError, match="predicted other test rows"):
         main([str(trained), str(trained / "crippled")])
     names = trained / "crippled" / "run_1" / "model" / "labels.json"
     found = json.loads(names.read_text(encoding="utf-8"))
     names.write_text(json.dumps(found | {"names": found["names"][::-1]}), encoding="utf-8")
-    with pytest.raises(UserMistake, match="has other labels than"):
+    with pytest.raises(UserError, match="has other labels than"):
         main([str(trained), str(trained / "crippled" / "run_1")])

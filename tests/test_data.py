@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcls import UserMistake
-from llmcls.base import load_tokenizer
-from llmcls.data import tokenize_split
-from llmcls.labels import label_space
-from llmcls.recipe import load_recipe
-from llmcls.tables import read_table
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import label_space
+from llmcls.data.splits import tokenize_split
+from llmcls.data.tables import read_table
+from llmcls.model.pretrained import load_tokenizer
+from llmcls.recipe.load import load_recipe
 from tests.conftest import read_rows, write_csv
 
 
@@ -105,7 +105,7 @@ def test_binary_labels_are_numbers_or_two_names(write_recipe, tmp_path: Path, ce
 
 
 def test_a_label_without_a_positive_row_is_warned_of(write_recipe, tmp_path: Path, caplog) -> None:
-    from llmcls.data import warn_about_split
+    from llmcls.data.splits import warn_about_split
 
     split, labels = small(tmp_path, write_recipe, b"id,text,pos,neg\n1,a,1,0\n2,b,1,0\n")
     with caplog.at_level("WARNING", logger="llmcls"):
@@ -122,7 +122,7 @@ def test_tokenizing_again_reads_the_cache(write_recipe, monkeypatch: pytest.Monk
     def never(*_: Any) -> None:
         raise AssertionError("tokenized twice")
 
-    monkeypatch.setattr("llmcls.data.encode", never)
+    monkeypatch.setattr("llmcls.data.splits.encode", never)
     second, _ = load(write_recipe())
     assert np.array_equal(first.lengths, second.lengths)
     with pytest.raises(AssertionError, match="tokenized twice"):
@@ -136,5 +136,5 @@ def test_a_class_unknown_to_the_training_file_is_named(write_recipe, tmp_path: P
         data__train_csv=str(train), data__label_columns=["kind"], data__text_fields=["text"], data__id_column="id",
         model__problem_type="single_label_classification",
     )  # fmt: skip
-    with pytest.raises(UserMistake, match=r"test\.csv, row 1, column 'kind': 'c' is not a class of the training file"):
+    with pytest.raises(UserError, match=r"test\.csv, row 1, column 'kind': 'c' is not a class of the training file"):
         load(recipe, test)

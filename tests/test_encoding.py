@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmcls import UserMistake
-from llmcls.encoding import encode, encode_texts, special_ids
-from llmcls.sections import DataSection
+from llmcls.common.user_error import UserError
+from llmcls.data.encoding import encode, encode_texts, special_ids
+from llmcls.recipe.schema import DataSection
 
 TEXT = "a sturdy kettle, loved by the whole family and by our terrier " * 6
 LABELS = ["books", "music"]
@@ -82,5 +82,5 @@ def test_the_prompt_stays_whole_around_a_cut_text(tokenizer: Any, data: DataSect
     ],
 )
 def test_prompts_that_cannot_work_are_refused(tokenizer: Any, data: DataSection, changes, sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         encode(["text"], tokenizer, replace(data, **changes), LABELS)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcls import UserMistake
-from llmcls.errors import Texts, confident_mistakes, label_errors, main, near_duplicates
-from llmcls.labels import LabelSpace
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.errors import main
+from llmcls.evaluation.mistakes import Texts, confident_mistakes, label_errors, near_duplicates
 from tests.conftest import read_rows, write_csv
 from tests.test_train import train
 
@@ -53,7 +54,7 @@ def test_the_command_writes_and_prints_what_it_found(
     root = train(write_recipe(train__num_train_epochs=1, data__test_csv=str(path), exp__seeds=[1, 2]))
     main(["--run", str(root / "run_0"), "--top", "3"])
     out = capsys.readouterr().out
-    assert "mean of 2 seed(s)" in out
+    assert "most confident first (2 seed(s))" in out
     found = json.loads((root / "run_0" / "errors_test.json").read_text(encoding="utf-8"))
     assert rows[3]["uid"] in {d["id"] for d in found["duplicates"]}
     assert found["mistakes"][0]["text"]
@@ -61,5 +62,5 @@ def test_the_command_writes_and_prints_what_it_found(
 
 def test_a_run_without_predictions_is_named(write_recipe) -> None:
     run = train(write_recipe(train__num_train_epochs=1, data__val_csv=None, data__test_csv=None)) / "run_0"
-    with pytest.raises(UserMistake, match="has no predictions of validation or test"):
+    with pytest.raises(UserError, match="has no predictions of validation or test"):
         main(["--run", str(run)])

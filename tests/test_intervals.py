@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from llmcls.intervals import NAMES, bootstrap_intervals, paired_differences, resampled
+from llmcls.evaluation.bootstrap import NAMES, bootstrap_intervals, paired_differences, resampled
 
 
 def decisions(seed: int, rows: int, error: float) -> tuple[np.ndarray, np.ndarray]:

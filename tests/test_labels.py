@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcls import UserMistake
-from llmcls.base import load_tokenizer
-from llmcls.data import Split, tokenize_split
-from llmcls.labels import LabelSpace, label_space
-from llmcls.recipe import load_recipe
-from llmcls.tables import read_table
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace, label_space
+from llmcls.data.splits import Split, tokenize_split
+from llmcls.data.tables import read_table
+from llmcls.model.pretrained import load_tokenizer
+from llmcls.recipe.load import load_recipe
 from tests.conftest import write_csv
 
 
@@ -67,7 +67,7 @@ def test_a_label_unknown_to_training_is_named_with_its_row(write_recipe, tmp_pat
     path = tmp_path / "test.csv"
     write_csv(path, [{"uid": "1", "text": "x", "tags": "a"}, {"uid": "2", "text": "y", "tags": "a|zebra"}])
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    with pytest.raises(UserMistake, match=r"test\.csv, row 2, column 'tags': the label 'zebra' is not in the training"):
+    with pytest.raises(UserError, match=r"test\.csv, row 2, column 'tags': the label 'zebra' is not in the training"):
         tokenize_split(read_table(path), "test", str(path), recipe, load_tokenizer(recipe.model), labels)
 
 
@@ -79,12 +79,12 @@ def test_a_label_unknown_to_training_is_named_with_its_row(write_recipe, tmp_pat
     ],
 )
 def test_what_does_not_go_together_is_refused(write_recipe, changes, sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         load_recipe(write_recipe(**{"data__label_separator": "|", "data__label_columns": ["tags"], **changes}))
 
 
 def test_no_label_anywhere_is_a_mistake(write_recipe, tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="no row has a label"):
+    with pytest.raises(UserError, match="no row has a label"):
         delimited(write_recipe, tmp_path, ["", " | "])
 
 

@@ -9,15 +9,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from llmcls.batching import plan_epoch, step_rows
-from llmcls.budget import resolve_budget
-from llmcls.engine import unwrapped
-from llmcls.loop import Run, optimizer_step
-from llmcls.model import build_classifier
-from llmcls.optim import build_optimizer, learning_rate_factor
-from llmcls.recipe import load_recipe
-from llmcls.thresholds import fixed_thresholds
-from llmcls.train import load_inputs
+from llmcls.data.batches import global_batch_size, plan_epoch
+from llmcls.engine.accelerator import unwrapped
+from llmcls.model.build import build_classifier
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import RunFolder
+from llmcls.training.inputs import load_inputs
+from llmcls.training.loop import optimizer_step
+from llmcls.training.optimizer import build_optimizer, learning_rate_factor
+from llmcls.training.setup import TrainingSetup
+from llmcls.training.token_budget import resolve_token_budget
 
 
 def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.Tensor], float]:
@@ -30,12 +31,12 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     model = build_classifier(recipe, inputs.labels, accelerator.device)
     optimizer = build_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    thresholds = fixed_thresholds(len(inputs.labels.names))
-    rows, packed = step_rows(recipe, 1), unwrapped(model).packs
-    budget = resolve_budget(recipe, accelerator, model)
-    run = Run(recipe, 3, Path(), accelerator, inputs.labels, thresholds, inputs.train, None, None, rows, packed, budget)
-    step = next(plan_epoch(inputs.train.lengths, run.batches, run.seed, 0))
-    loss = optimizer_step(run, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
+    rows, packed = global_batch_size(recipe, 1), unwrapped(model).packs
+    budget = resolve_token_budget(recipe, accelerator, model)
+    split = inputs.train_split
+    setup = TrainingSetup(recipe, 3, RunFolder(Path()), accelerator, inputs.labels, split, None, rows, packed, budget)
+    step = next(plan_epoch(split.lengths, setup.batches, setup.seed, 0))
+    loss = optimizer_step(setup, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)
 
 

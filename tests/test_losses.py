@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcls.losses import asymmetric, balanced_class_weight, balanced_pos_weight, build_loss, cross_entropy, focal
-from llmcls.sections import TrainSection
+from llmcls.model.losses import asymmetric, balanced_class_weight, balanced_pos_weight, build_loss, cross_entropy, focal
+from llmcls.recipe.schema import TrainSection
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.5], [2.0, 0.0, -0.7]])
 TARGETS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from llmcls.metrics import (
-    METRIC_NAMES,
-    confusions,
-    evaluate_predictions,
-    expected_calibration_error,
-    metric_direction,
-    to_probabilities,
-)
+from llmcls.evaluation.metrics import confusions, evaluate_predictions, expected_calibration_error, to_probabilities
+from llmcls.recipe.metric_names import METRIC_NAMES, metric_direction
 
 NAMES = ["a", "b", "c"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmcls import run_command
+from llmcls.common.command import run_command
 from tests.conftest import ROOT, read_rows, write_csv
 
 Change = dict[str, Any]
@@ -99,7 +99,7 @@ def test_a_mistake_on_the_command_line(write_recipe, capsys, overrides: list[str
     assert sentence in refused(capsys, write_recipe(), overrides)
 
 
-@pytest.mark.parametrize("change, sentence", IN_THE_TABLE, ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize("change, sentence", IN_THE_TABLE, ids=[sentence[:50] for _, sentence in IN_THE_TABLE])
 def test_a_mistake_in_a_table(write_recipe, products, tmp_path, capsys, change: Any, sentence: str) -> None:
     rows = read_rows(products / "train.csv")
     header = rows[0].copy()
@@ -145,7 +145,7 @@ def test_a_damaged_weights_file(write_recipe, tiny_llama: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--run", "nowhere", "--input", "a.csv", "--output", "b"], "nowhere is no run folder"),
+        (["--run", "nowhere", "--input", "a.csv", "--output", "b"], "nowhere is not a run folder"),
         (["--run", "nowhere", "--input", "a.csv", "--output", "b", "x.y=1"], "overrides go with --recipe"),
     ],
 )

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcls import UserMistake
-from llmcls.base import load_base, load_tokenizer, quantized_layers
-from llmcls.labels import LabelSpace
-from llmcls.model import Classifier, build_classifier, count_parameters
-from llmcls.recipe import load_recipe
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.model.build import build_classifier
+from llmcls.model.classifier import Classifier, count_parameters
+from llmcls.model.pretrained import load_pretrained, load_tokenizer, quantized_layers
+from llmcls.recipe.load import load_recipe
 from tests.conftest import STORY_LLAMA, TOPICS, needs_real_data
 
 CPU = torch.device("cpu")
@@ -91,8 +92,8 @@ def test_gradient_checkpointing_follows_the_recipe_and_is_on_for_four_bit(write_
 @pytest.mark.parametrize("packing", [None, False])
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_a_rows_logits_are_pooled_over_its_windows(write_recipe, pooling: str, packing: bool | None) -> None:
-    from llmcls.batching import collate
-    from llmcls.data import Split
+    from llmcls.data.batches import collate
+    from llmcls.data.splits import Split
 
     changes = {"data__truncation": "windows", "data__window_pooling": pooling, "data__max_length": 16}
     model = build(write_recipe(data__window_overlap=0, train__packing=packing, **changes)).eval()
@@ -126,14 +127,14 @@ def damage(model: Path, target: Path, change: Any) -> Path:
 def test_a_base_without_one_layers_weights_is_refused_by_name(write_recipe, tiny_llama: Path, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     folder = damage(tiny_llama, tmp_path / "stripped", lambda w: w.pop(name))
-    with pytest.raises(UserMistake, match=re.escape(name)):
+    with pytest.raises(UserError, match=re.escape(name)):
         build(write_recipe(model__model_name=str(folder)))
 
 
 def test_a_base_with_a_weight_of_another_shape_is_refused_by_name(write_recipe, tiny_llama, tmp_path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     folder = damage(tiny_llama, tmp_path / "bent", lambda w: w.update({name: w[name][:-1].contiguous()}))
-    with pytest.raises(UserMistake, match=re.escape(name)):
+    with pytest.raises(UserError, match=re.escape(name)):
         build(write_recipe(model__model_name=str(folder)))
 
 
@@ -146,7 +147,7 @@ def test_embeddings_stored_as_the_tied_output_are_loaded(write_recipe, tiny_llam
 
     folder = damage(tiny_llama, tmp_path / "tied", rename)
     spec = load_recipe(write_recipe(model__model_name=str(folder), model__use_4bit=four_bit)).model
-    model, new = load_base(spec, LABELS, CPU)
+    model, new = load_pretrained(spec, LABELS, CPU)
     assert new == ["score"]
     assert torch.equal(model.get_input_embeddings().weight, real)
 
@@ -181,7 +182,7 @@ def test_an_encoder_keeps_its_own_pooling_and_trains_its_new_pooler(write_recipe
 
 def test_texts_longer_than_learned_positions_are_refused(write_recipe, tiny_bert: Path) -> None:
     path = write_recipe(model__model_name=str(tiny_bert), model__lora_target_modules=["query"], data__max_length=65)
-    with pytest.raises(UserMistake, match=r"data\.max_length is 65; .* was made for 64 tokens"):
+    with pytest.raises(UserError, match=r"data\.max_length is 65; .* was made for 64 tokens"):
         build(path)
 
 
@@ -192,7 +193,7 @@ def test_a_missing_bitsandbytes_says_how_to_go_on(write_recipe, monkeypatch: pyt
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else real(name, *a)
     )
-    with pytest.raises(UserMistake, match=r"pip install bitsandbytes.*model\.use_4bit=false"):
+    with pytest.raises(UserError, match=r"pip install bitsandbytes.*model\.use_4bit=false"):
         build(write_recipe(model__use_4bit=True))
 
 

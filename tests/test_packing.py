@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from llmcls import UserMistake, packing
-from llmcls.labels import LabelSpace
-from llmcls.model import Classifier, build_classifier
-from llmcls.packing import try_packing
-from llmcls.recipe import load_recipe
-from llmcls.shrink import shrink
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.model import packed_attention
+from llmcls.model.build import build_classifier
+from llmcls.model.classifier import Classifier
+from llmcls.model.packed_forward import PackedForward, PackingRequest, try_packing
+from llmcls.model.shrink import shrink
+from llmcls.recipe.load import load_recipe
 from tests.conftest import REUTERS, STORY_LLAMA, TOPICS, needs_real_data, read_rows
 
 TEXTS = [list(range(3, 3 + n)) for n in (17, 1, 40, 5, 5, 64, 2)]
@@ -60,7 +62,7 @@ def test_packed_padded_sorted_and_single_texts_agree(write_recipe, overrides: li
     recipe = write_recipe(model__lora_dropout=0.0, model__lora_target_modules=["all-linear"])
     fast, plain = build(recipe, *overrides), build(recipe, "packing=false", *overrides)
     assert fast.packs
-    assert fast.sequence_classifier.packed_way.short == (fast.pooling == "last")
+    assert fast.packed.last_token_only == (fast.pooling == "last")
     assert not plain.packs
     # Trying a model must not change what is drawn for it afterwards.
     both = zip(fast.parameters(), plain.parameters(), strict=True)
@@ -97,14 +99,15 @@ def test_bidirectional_texts_agree_packed_and_alone_and_see_what_follows(write_r
     network = model.sequence_classifier
     text = torch.tensor([TEXTS[2]])
     mask = torch.ones(1, 1, len(TEXTS[2]), len(TEXTS[2]), dtype=torch.bool)
+    assert model.packed.bidirectional
+    assert model.packed.last_token_only == (pooling == "last")
+    model.packed.detach()
     with torch.no_grad():
-        way, network.packed_way = network.packed_way, replace(network.packed_way, pooling="last", short=False)
-        first = network.base_model.layers[-1].__dict__.pop("forward", None)
-        packed = packing.pooled_states(network, text[0], [text.shape[1]])
+        packed_forward = PackedForward(network, bidirectional=True).attach()
+        packed = packed_forward.states(text[0], [text.shape[1]])
+        packed_forward.detach()
         network.set_attn_implementation("sdpa")
         whole = network.base_model(input_ids=text, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
-    assert way.bidirectional
-    assert (first is not None) == (pooling == "last")
     assert torch.allclose(packed, whole, atol=1e-5)
 
 
@@ -122,13 +125,13 @@ def test_another_text_in_the_row_changes_no_bit_of_the_others(write_recipe) -> N
 
 def test_no_mask_and_no_cache_is_built(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = packing.attention
+    real = packed_attention.attention
 
     def watch(query, key, value, pack, *rest, **more):
         seen.append((query.shape[2], key.shape[2]))
         return real(query, key, value, pack, *rest, **more)
 
-    monkeypatch.setattr(packing, "attention", watch)
+    monkeypatch.setattr(packed_attention, "attention", watch)
     model = build(write_recipe())
     seen.clear()
     model(packed_row(TEXTS), [len(t) for t in TEXTS])
@@ -145,28 +148,29 @@ def test_other_decoders_are_packed_or_left_as_they_were(kind: str) -> None:
     texts = [[7, 8, 9, 10], [11, 12], [13] * 9]
     with torch.no_grad():
         expected = torch.cat([Classifier(network)(torch.tensor([t]), [len(t)]) for t in texts])
-        packs = try_packing(network, 64, None, CPU, torch.float32)
+        packed = try_packing(network, PackingRequest(64, CPU, torch.float32))
         if kind in ("llama", "mistral", "qwen2", "qwen3", "gemma"):
-            assert packs
-            assert network.packed_way.short
+            assert packed is not None
+            assert packed.last_token_only
         lengths = [len(t) for t in texts]
-        found = Classifier(network)(packed_row(texts) if packs else padded_rows(texts), lengths)
+        found = Classifier(network, packed)(packed_row(texts) if packed else padded_rows(texts), lengths)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_what_cannot_be_packed_says_why() -> None:
     def refused(reason: str, kind: str, max_length: int = 64, **more) -> None:
         network = AutoModelForSequenceClassification.from_config(shrink(AutoConfig.for_model(kind, **more)))
-        assert not try_packing(network, max_length, None, CPU, torch.float32)
+        request = PackingRequest(max_length, CPU, torch.float32)
+        assert try_packing(network, request) is None
         with pytest.raises(ValueError, match=reason):
-            try_packing(network, max_length, True, CPU, torch.float32)
+            try_packing(network, replace(request, wanted=True))
 
-    refused("is no causal decoder", "bert")
+    refused("is not a causal decoder", "bert")
     refused("caps its attention scores", "gemma2", vocab_size=500, pad_token_id=0)
-    refused("a part of the text", "mistral", 128, vocab_size=500, sliding_window=64, pad_token_id=0)
+    refused("only a part of the text", "mistral", 128, vocab_size=500, sliding_window=64, pad_token_id=0)
     llama = AutoModelForSequenceClassification.from_config(shrink(AutoConfig.for_model("llama", vocab_size=500)))
-    assert not try_packing(llama, 64, None, torch.device("mps"), torch.float32)
-    assert not try_packing(llama, 64, None, torch.device("cuda"), torch.float32)
+    for device in ("mps", "cuda"):
+        assert try_packing(llama, PackingRequest(64, torch.device(device), torch.float32)) is None
 
 
 def test_a_model_that_differs_when_tried_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +178,10 @@ def test_a_model_that_differs_when_tried_is_not_packed(monkeypatch: pytest.Monke
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
         return out.transpose(1, 2)
 
-    monkeypatch.setattr(packing, "attention", across_texts)
+    monkeypatch.setattr(packed_attention, "attention", across_texts)
     llama = AutoModelForSequenceClassification.from_config(shrink(AutoConfig.for_model("llama", vocab_size=500)))
     with pytest.raises(ValueError, match="other states for packed rows"):
-        try_packing(llama, 64, True, CPU, torch.float32)
+        try_packing(llama, PackingRequest(64, CPU, torch.float32, wanted=True))
     assert llama.config._attn_implementation == "sdpa"
 
 
@@ -191,7 +195,7 @@ def test_packing_that_was_asked_for_and_cannot_be_had_is_a_mistake(write_recipe,
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 32}))
     recipe = write_recipe(model__model_name=str(folder), train__packing=True)
-    with pytest.raises(UserMistake, match=r"train\.packing is true, but the model's layers look at a part of the text"):
+    with pytest.raises(UserError, match=r"train\.packing is true, but the layers of the model see only a part"):
         build(recipe)
 
 
@@ -220,24 +224,24 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
     monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: called.append(a) or reference(*a, **k).to(a[0].dtype))
     tokens = sum(map(len, TEXTS))
     for queries, causal in ((tokens, True), (len(TEXTS), True), (tokens, False)):
-        pack = packing.make_pack([len(t) for t in TEXTS], CPU, causal)
+        pack = packed_attention.make_pack([len(t) for t in TEXTS], CPU, causal)
         shapes = [(1, 4, queries, 8), (1, 2, tokens, 8), (1, 2, tokens, 8)]
         query, key, value = (torch.randn(shape).bfloat16() for shape in shapes)
-        expected = packing.attention(query, key, value, pack, 0.3)
-        found = packing.attention(query.as_subclass(OnGpu), key, value, pack, 0.3)
+        expected = packed_attention.attention(query, key, value, pack, 0.3)
+        found = packed_attention.attention(query.as_subclass(OnGpu), key, value, pack, 0.3)
         assert found.shape == (1, queries, 4, 8)
         assert torch.allclose(found.as_subclass(torch.Tensor).float(), expected.float(), atol=1e-2)
     assert len(called) == 3
     # Flash attention knows no float32: there every text is taken by itself.
-    found = packing.attention(query.float().as_subclass(OnGpu), key.float(), value.float(), pack, 0.3)
+    found = packed_attention.attention(query.float().as_subclass(OnGpu), key.float(), value.float(), pack, 0.3)
     assert found.shape == (1, tokens, 4, 8)
     assert len(called) == 3
 
 
 @needs_real_data
 def test_on_real_news_packed_and_single_texts_agree(write_recipe) -> None:
-    from llmcls.base import load_tokenizer
-    from llmcls.encoding import encode_texts
+    from llmcls.data.encoding import encode_texts
+    from llmcls.model.pretrained import load_tokenizer
 
     recipe = write_recipe(model__model_name=str(STORY_LLAMA), model__lora_dropout=0.0)
     rows = read_rows(REUTERS / "test.csv")[:40]

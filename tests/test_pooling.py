@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmcls.pooling import AttentionHead, pool
+from llmcls.model.pooling import AttentionHead, pool
 
 LENGTHS = torch.tensor([3, 1, 4])
 

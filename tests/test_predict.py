@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llmcls import UserMistake
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.evaluation import scoring
 from llmcls.predict import main
+from llmcls.prediction import resumable_predictions
+from llmcls.prediction.resumable_predictions import ResumablePredictions
+from llmcls.results.predictions import Predictions
 from tests.conftest import ROOT, TOPICS, needs_real_data, read_rows, write_csv
 from tests.test_train import train
 
@@ -99,17 +105,13 @@ def test_the_run_folder_can_be_moved_and_needs_only_the_base_model(write_recipe,
 def test_an_interrupted_prediction_goes_on_where_it_stopped(
     write_recipe, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import llmcls.evaluate
-    import llmcls.partial
-    import llmcls.predict
-
     run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
-    for module in (llmcls.evaluate, llmcls.partial):
-        monkeypatch.setattr(module, "WINDOW", 16)
+    for module in (scoring, resumable_predictions):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 16)
     test, output = products / "test.csv", tmp_path / "p.jsonl"
     predict("--run", run, "--input", test, "--output", tmp_path / "whole.jsonl")
     written: list[int] = []
-    real = llmcls.predict.PartialOutput.append
+    real = ResumablePredictions.append
 
     def dying(self: Any, lines: Any, logits: Any) -> None:
         if len(written) == 2:
@@ -120,7 +122,7 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(
         written.append(len(logits))
         real(self, lines, logits)
 
-    monkeypatch.setattr(llmcls.predict.PartialOutput, "append", dying)
+    monkeypatch.setattr(ResumablePredictions, "append", dying)
     with pytest.raises(KeyboardInterrupt):
         predict("--run", run, "--input", test, "--output", output)
     assert not output.exists()
@@ -130,7 +132,7 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(
         resumed.append(len(logits))
         real(self, lines, logits)
 
-    monkeypatch.setattr(llmcls.predict.PartialOutput, "append", counting)
+    monkeypatch.setattr(ResumablePredictions, "append", counting)
     predict("--run", run, "--input", test, "--output", output)
     assert written == [16, 16]
     assert resumed == [16, 13]
@@ -141,20 +143,18 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(
 
 
 def test_partial_output_of_another_input_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    from llmcls.predict import PartialOutput
-
-    partial = PartialOutput(tmp_path / "p.jsonl", 2)
+    labels = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")
+    partial = ResumablePredictions(tmp_path / "p.jsonl", labels)
     assert partial.resume("one") == 0
-    import numpy as np
-
-    partial.append(("{}\n" for _ in range(4096)), np.zeros((4096, 2), dtype=np.float32))
-    assert PartialOutput(tmp_path / "p.jsonl", 2).resume("one") == 4096
-    assert PartialOutput(tmp_path / "p.jsonl", 2).resume("other") == 0
+    zeros = np.zeros((4096, 2), dtype=np.float32)
+    partial.append(Predictions([str(i) for i in range(4096)], zeros, zeros > 0, None), zeros)
+    assert ResumablePredictions(tmp_path / "p.jsonl", labels).resume("one") == 4096
+    assert ResumablePredictions(tmp_path / "p.jsonl", labels).resume("other") == 0
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(UserMistake, match="was started but not finished"):
+    with pytest.raises(UserError, match="was started but not finished"):
         predict("--run", tmp_path, "--input", "x.csv", "--output", "y")
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import datasets
 import pytest
 
-from llmcls import UserMistake
-from llmcls.prepare import column_names, main
-from llmcls.recipe import load_recipe
+from llmcls.common.user_error import UserError
+from llmcls.datasets.prepared import column_names
+from llmcls.prepare import main
+from llmcls.recipe.load import load_recipe
 from tests.conftest import ROOT
 
 # From the most to the least frequent, as in the real set.
@@ -71,7 +72,9 @@ def emotions() -> datasets.DatasetDict:
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, fetched: Any, *arguments: str) -> None:
-    monkeypatch.setattr("llmcls.prepare.fetch", lambda name, config=None, split=None: fetched(name, config, split))
+    monkeypatch.setattr(
+        "llmcls.datasets.sources.fetch", lambda name, config=None, split=None: fetched(name, config, split)
+    )
     main(list(arguments))
 
 
@@ -146,7 +149,7 @@ def test_any_hub_dataset_by_its_columns(monkeypatch: pytest.MonkeyPatch, tmp_pat
     prepare(monkeypatch, lambda *a: asked.append(a) or fetched, *arguments, "--out", str(tmp_path))
     assert asked == [("someone/thing", "small", None)]
     assert read(tmp_path / "train.csv")[0] == {"uid": "train-0", "head": "h1", "words": "w1", "label": "b c"}
-    with pytest.raises(UserMistake, match="has no column 'sort'; it has head, words, kind"):
+    with pytest.raises(UserError, match="has no column 'sort'; it has head, words, kind"):
         prepare(monkeypatch, lambda *a: fetched, *arguments[:-1], "sort", "--out", str(tmp_path))
 
 
@@ -219,11 +222,11 @@ def test_column_names_are_clean_and_never_the_same() -> None:
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         main([*arguments, "--out", str(tmp_path)])
 
 
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
     # The tests run offline.
-    with pytest.raises(UserMistake, match="fancyzhx/ag_news: the hub did not give this dataset"):
+    with pytest.raises(UserError, match="fancyzhx/ag_news: the hub did not give this dataset"):
         main(["ag_news", "--out", str(tmp_path)])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmcls.quickstart import main, make_corpus, make_rows
+from llmcls.datasets.products import make_corpus, make_rows
+from llmcls.quickstart import main
 from tests.conftest import TOPICS, read_rows
 
 
@@ -40,4 +41,4 @@ def test_the_command_makes_what_is_missing_and_leaves_the_rest(tmp_path: Path, c
     assert len(read_rows(tmp_path / "demo/data/train.csv")) == 80
     main(arguments)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert "already in" in capsys.readouterr().out
+    assert "exists in" in capsys.readouterr().out

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig
 
-from llmcls import UserMistake
-from llmcls.memory import Shape, estimate, guessed_shape, shape_of, sharding_of
-from llmcls.miniature import ROWS, make_miniature
-from llmcls.recipe import load_recipe
-from llmcls.rehearse import main, memory_lines
-from llmcls.shrink import shrink
-from llmcls.tables import read_table
+from llmcls.common.user_error import UserError
+from llmcls.data.tables import read_table
+from llmcls.engine.profiles import sharding_of
+from llmcls.model.memory import Shape, estimate, guessed_shape, memory_lines, shape_of
+from llmcls.model.shrink import shrink
+from llmcls.recipe.load import load_recipe
+from llmcls.rehearsal.miniature import ROWS, make_miniature
+from llmcls.rehearse import main
 from tests.conftest import ROOT, TOPICS, read_rows, write_csv
 
 
@@ -23,11 +24,11 @@ def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     done = subprocess.run([*command, "--steps", "4"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     proofs = [line.split("proved", 1)[1].strip() for line in done.stdout.splitlines() if line.startswith("  proved")]
-    assert proofs[0].startswith("fsdp x 2, base in 4-bit: 4 optimizer steps, loss ")
+    assert proofs[0].startswith("fsdp x 2, weights in 4-bit: 4 optimizer steps, loss ")
     held, whole = (int(word.replace(",", "")) for word in (proofs[1].split()[3], proofs[1].split()[5]))
     assert held < 0.6 * whole
     assert "evaluation counted each of 53 test rows once, in order" in proofs
-    assert any(p.startswith("stopped after step 2, resumed: the loss curve is the uninterrupted one") for p in proofs)
+    assert any(p.startswith("stopped after step 2, resumed: same loss curve as the uninterrupted run") for p in proofs)
     assert any(p.startswith("one plain process predicts 53 rows") for p in proofs)
     assert "stood in" not in done.stdout
     assert "GiB on each GPU" in done.stdout
@@ -51,7 +52,7 @@ def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_shard
     command = [sys.executable, "-m", "llmcls.rehearse", str(recipe), "--profile", "zero2", "--processes", "2"]
     done = subprocess.run([*command, "--steps", "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "the loss curve is the uninterrupted one" in done.stdout
+    assert "same loss curve as the uninterrupted run" in done.stdout
     assert "one plain process predicts 53 rows" in done.stdout
 
 
@@ -144,14 +145,14 @@ def test_every_class_is_in_the_sample(write_recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--profile", "fspd"], "--profile: fspd is not there; in accel_configs/ are cpu, ddp"),
+        (["--profile", "fspd"], "--profile: no profile 'fspd'; known are cpu, ddp"),
         (["--profile", "laptop_4bit", "--processes", "2"], "is for one process; set --processes 1"),
         (["--profile", "ddp", "--steps", "1"], "--steps must be at least 2"),
     ],
 )
 def test_a_mistake_is_one_sentence(write_recipe, monkeypatch, arguments: list[str], sentence: str) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         main([str(write_recipe()), *arguments])
 
 
@@ -161,15 +162,15 @@ def test_memory_follows_the_formula(write_recipe) -> None:
     found = estimate(shape, recipe, "none", 4)
     trained = 8 * 1e5
     assert found.weights == pytest.approx((2 * 1.1e9 + 4 * trained) / gib)
-    assert found.state == pytest.approx(12 * trained / gib)
+    assert found.optimizer == pytest.approx(12 * trained / gib)
     assert found.activations == pytest.approx(10 * 34 * 1024 * 1024 / gib)
-    assert found.total == pytest.approx(found.weights + found.state + found.activations + 1)
-    assert estimate(shape, recipe, "moments", 4).state == pytest.approx(found.state / 4)
+    assert found.total == pytest.approx(found.weights + found.optimizer + found.activations + 1)
+    assert estimate(shape, recipe, "optimizer_state", 4).optimizer == pytest.approx(found.optimizer / 4)
     assert estimate(shape, recipe, "all", 4).weights == pytest.approx(found.weights / 4 + 2 * 2 * 1e8 / gib)
     recipe.model.use_4bit = True
     four_bit = estimate(shape, recipe, "none", 1)
     assert four_bit.weights == pytest.approx((1e9 * 4.127 / 8 + 2e8 + 4 * trained) / gib)
-    assert four_bit.state == pytest.approx(6 * trained / gib)
+    assert four_bit.optimizer == pytest.approx(6 * trained / gib)
     assert four_bit.activations < found.activations / 5
 
 
@@ -190,10 +191,10 @@ def test_shapes_are_counted_and_guessed(write_recipe) -> None:
     guess = guessed_shape(1.0)
     assert 0.7 < guess.linear / shape.linear < 1.4
     assert 0.8 < guess.hidden / shape.hidden < 1.25
-    lines = memory_lines(recipe, one_billion, {"distributed_type": "FSDP"}, 4)
+    lines = memory_lines(recipe, one_billion, "all", 4)
     assert "4 GPU(s), sharded: all" in lines[0]
     recipe.model.model_name = "nobody/unknown"
-    assert memory_lines(recipe, None, {"distributed_type": "NO"}, 1)[0].startswith("no estimate")
+    assert memory_lines(recipe, None, "none", 1)[0].startswith("no estimate")
 
 
 def test_profiles_say_what_they_shard() -> None:
@@ -201,6 +202,6 @@ def test_profiles_say_what_they_shard() -> None:
 
     found = {p.stem: sharding_of(yaml.safe_load(p.read_text())) for p in (ROOT / "accel_configs").glob("*.yaml")}
     assert found == {
-        "cpu": "none", "laptop_4bit": "none", "ddp": "none", "zero2": "moments", "zero3": "all", "fsdp": "all",
+        "cpu": "none", "laptop_4bit": "none", "ddp": "none", "zero2": "optimizer_state", "zero3": "all", "fsdp": "all",
         "fsdp_qlora": "all",
     }  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcls import UserMistake
+from llmcls.common.user_error import UserError
 from llmcls.scratch import main
 from tests.test_train import train
 
@@ -18,10 +18,10 @@ def test_a_model_made_for_the_recipe_trains_whole(write_recipe, tmp_path: Path) 
     root = train(recipe, "train.num_train_epochs=3", "train.learning_rate=3e-3")
     found = json.loads((root / "run_0" / "metrics.json").read_text(encoding="utf-8"))
     assert found["training"]["loss"] < found["training"]["first_loss"]
-    with pytest.raises(UserMistake, match="which is there already; remove it or name another"):
+    with pytest.raises(UserError, match="which is there already; remove it or name another"):
         main([str(recipe)])
 
 
 def test_a_size_that_cannot_be_is_refused(write_recipe) -> None:
-    with pytest.raises(UserMistake, match="--hidden must be a multiple of 32"):
+    with pytest.raises(UserError, match="--hidden must be a multiple of 32"):
         main([str(write_recipe()), "--hidden", "50"])

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from llmcls import UserMistake
-from llmcls.recipe import load_recipe
-from llmcls.report import experiment_folder
-from llmcls.sweep import load_grid, main, tasks_of, write_sweep_summary
+from llmcls.common.user_error import UserError
+from llmcls.recipe.grid import load_grid, tasks_of
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import ExperimentFolder
+from llmcls.results.sweep_summary import write_sweep_summary
+from llmcls.sweep import main
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def test_every_combination_has_every_seed_and_a_folder_of_its_own(write_grid, ca
     grid = load_grid(path)
     tasks = tasks_of(grid)
     recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks]
-    assert len({experiment_folder(r) for r in recipes}) == len(tasks) == 8
+    assert len({ExperimentFolder.of(r) for r in recipes}) == len(tasks) == 8
     seen = {(r.train.learning_rate, tuple(r.model.lora_target_modules), *r.exp.seeds) for r in recipes}
     assert seen == {(lr, (m,), s) for lr in (1e-4, 2e-4) for m in ("q_proj", "all-linear") for s in (1, 2)}
     assert all(r.train.num_train_epochs == 1 for r in recipes)
@@ -53,7 +55,7 @@ def test_without_options_nothing_is_printed(write_grid, capsys) -> None:
 def test_the_table_ranks_by_validation_and_names_what_is_missing(write_grid) -> None:
     grid = load_grid(write_grid(grid={"train.learning_rate": [1e-4, 2e-4]}))
     for task, validation, test in zip(tasks_of(grid), (0.5, 0.7, 0.8, None), (0.9, 0.9, 0.1, None), strict=True):
-        folder = experiment_folder(load_recipe(grid.recipe, task.overrides)) / "run_0"
+        folder = ExperimentFolder.of(load_recipe(grid.recipe, task.overrides)).path / "run_0"
         folder.mkdir(parents=True)
         if validation is not None:
             found = {"validation": {"f1_micro": validation}, "test": {"f1_micro": test}}
@@ -75,12 +77,12 @@ def test_the_table_ranks_by_validation_and_names_what_is_missing(write_grid) -> 
     ],
 )
 def test_a_mistake_in_the_grid_is_one_sentence(write_grid, changes, sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         load_grid(write_grid(**changes))
 
 
 def test_a_key_that_no_recipe_has_stops_the_sweep_before_it_is_queued(write_grid) -> None:
-    with pytest.raises(UserMistake, match="learning_rat"):
+    with pytest.raises(UserError, match="learning_rat"):
         main(["count", str(write_grid(grid={"train.learning_rat": [1]}))])
-    with pytest.raises(UserMistake, match="has the tasks 0 to 7, not 8"):
+    with pytest.raises(UserError, match="has the tasks 0 to 7, not 8"):
         main(["task", str(write_grid()), "8"])

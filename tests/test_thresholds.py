@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, fbeta_score
 
-from llmcls import UserMistake
-from llmcls.labels import LabelSpace
-from llmcls.thresholds import (
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.thresholds import (
     Thresholds,
     Tuning,
     apply_thresholds,
     best_cut,
     load_thresholds,
-    main,
     save_thresholds,
     tune_thresholds,
 )
+from llmcls.thresholds import main
 from tests.test_train import train
 
 MULTI = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")
@@ -181,10 +181,10 @@ def test_test_labels_have_no_say_in_the_thresholds(write_recipe, recipe_values, 
     ],
 )
 def test_what_cannot_be_tuned_is_said(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         main(["--run", str(tmp_path), *arguments])
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="is no finished run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         main(["--run", str(tmp_path)])

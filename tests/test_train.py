@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from llmcls import UserMistake
-from llmcls.interrupt import EXIT_INTERRUPTED
+from llmcls.common.signals import EXIT_INTERRUPTED
+from llmcls.common.user_error import UserError
 from llmcls.train import main
 from tests.conftest import ROOT, TOPICS, read_rows
 
@@ -21,12 +21,12 @@ def train(recipe: Path, *overrides: str) -> Path:
     """Train in this process; returns the experiment's folder."""
     from accelerate.state import AcceleratorState
 
-    from llmcls.recipe import load_recipe
-    from llmcls.report import experiment_folder
+    from llmcls.recipe.load import load_recipe
+    from llmcls.results.run_folder import ExperimentFolder
 
     AcceleratorState._reset_state(reset_partial_state=True)
     main([str(recipe), *overrides])
-    return experiment_folder(load_recipe(recipe, list(overrides)))
+    return ExperimentFolder.of(load_recipe(recipe, list(overrides))).path
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     before = (root / "run_0" / "metrics.json").stat().st_mtime_ns
     train(recipe)
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
-    with pytest.raises(UserMistake, match=r"train\.learning_rate was 0\.002, is now 0\.005.*exp\.overwrite=true"):
+    with pytest.raises(UserError, match=r"train\.learning_rate was 0\.002, is now 0\.005.*exp\.overwrite=true"):
         train(recipe, "train.learning_rate=5e-3")
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
     train(recipe, "train.learning_rate=5e-3", "exp.overwrite=true")
@@ -141,7 +141,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path)
     assert not (root / "cut" / "run_0" / "metrics.json").exists()
     done = subprocess.run([*command, "exp.run_name=cut"], env=environment, cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert b"going on after step" in done.stderr
+    assert b"resuming after step" in done.stderr
     assert metrics(root / "cut" / "run_0") == metrics(root / "whole" / "run_0")
 
     def curve(name: str) -> list[tuple[int, str, float]]:

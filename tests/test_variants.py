@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmcls import UserMistake
+from llmcls.common.user_error import UserError
 from tests.conftest import write_csv
 from tests.test_predict import predict
 from tests.test_train import train
@@ -169,5 +169,5 @@ def test_an_ensemble_is_the_mean_of_its_seeds(learn, write_recipe, tmp_path: Pat
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(learn, changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         learn(**changes)

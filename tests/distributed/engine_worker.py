@@ -14,16 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmcls import loop, run_command
-from llmcls.engine import check_shards, engine_name, open_accelerator
-from llmcls.interrupt import STOP_AFTER, Interrupted
-from llmcls.recipe import load_recipe
+from llmcls.common.command import run_command
+from llmcls.common.signals import STOP_AFTER, Interrupted
+from llmcls.engine.accelerator import engine_name, open_accelerator
+from llmcls.engine.shards import check_shards
+from llmcls.recipe.load import load_recipe
+from llmcls.rehearsal.cpu_stand_in import stand_in_for_gpus
 from llmcls.train import train_seeds
+from llmcls.training import loop
 
 
 def main(argv: list[str]) -> None:
     """Work through the plan."""
     recipe, plan, reports, *overrides = argv
+    if any(f"ACCELERATE_USE_{engine}" in os.environ for engine in ("FSDP", "DEEPSPEED")):
+        stand_in_for_gpus()
     accelerator = open_accelerator(load_recipe(recipe, overrides))
 
     def check_and_report(*arguments: Any) -> dict[str, int]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmcls import UserMistake
-from llmcls.engine import open_accelerator
-from llmcls.recipe import load_recipe
+from llmcls.common.user_error import UserError
+from llmcls.engine.accelerator import open_accelerator
+from llmcls.recipe.load import load_recipe
 from tests.conftest import ROOT
 
 
@@ -64,7 +64,7 @@ def test_processes_that_do_not_form_a_group_are_stopped(write_recipe, monkeypatc
     # As on a machine whose GPUs this process cannot use: accelerate then makes every process its own group.
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserMistake, match="the launcher started 2 processes, but the process group has 1"):
+    with pytest.raises(UserError, match="the launcher started 2 processes, but the process group has 1"):
         open_accelerator(load_recipe(write_recipe()))
 
 
@@ -75,7 +75,7 @@ def test_a_sharded_profile_without_gpus_is_refused_once_and_writes_nothing(profi
     done = launch(2, "llmcls.train", str(write_recipe()), profile=profile)
     assert done.returncode != 0
     assert done.stderr.count("error: the profile asks for") == 1
-    assert "in 2 process(es), but no GPU is to be seen here" in done.stderr
+    assert "in 2 process(es), but no GPU is visible" in done.stderr
     assert "llmcls.rehearse" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
@@ -85,6 +85,6 @@ def test_a_sharded_profile_on_one_process_without_gpus_is_refused(write_recipe, 
     command = [sys.executable, "-m", "llmcls.train", str(write_recipe())]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "error: the profile asks for FSDP in 1 process(es), but no GPU is to be seen here" in done.stderr
+    assert "error: the profile asks for FSDP in 1 process(es), but no GPU is visible" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmcls.engine import REHEARSAL
-from llmcls.interrupt import STOP_AFTER, Interrupted
+from llmcls.common.signals import STOP_AFTER, Interrupted
+from llmcls.engine.accelerator import REHEARSAL
 from llmcls.predict import main as predict
-from llmcls.recipe import load_recipe
+from llmcls.recipe.load import load_recipe
 from llmcls.train import train_seeds
 from tests.conftest import ROOT, TOPICS, read_rows, write_csv
 
@@ -27,11 +27,11 @@ FOUR_BIT = ["use_4bit=true"]
 # Profile, overrides, what must be smaller than the whole on each rank.
 ENGINES = {
     "ddp": ("ddp", [], []),
-    "fsdp": ("fsdp", [], ["weights", "moments"]),
-    "fsdp-4bit": ("fsdp_qlora", FOUR_BIT, ["weights", "moments"]),
-    "zero2": ("zero2", [], ["moments"]),
-    "zero2-4bit": ("zero2", FOUR_BIT, ["moments"]),
-    "zero3": ("zero3", [], ["weights", "moments"]),
+    "fsdp": ("fsdp", [], ["weights", "optimizer_state"]),
+    "fsdp-4bit": ("fsdp_qlora", FOUR_BIT, ["weights", "optimizer_state"]),
+    "zero2": ("zero2", [], ["optimizer_state"]),
+    "zero2-4bit": ("zero2", FOUR_BIT, ["optimizer_state"]),
+    "zero3": ("zero3", [], ["weights", "optimizer_state"]),
 }
 # 160 training rows, 16 a step: 10 steps an epoch. The run is cut in the middle of its second epoch.
 CUT = 13
@@ -160,14 +160,14 @@ def test_each_rank_holds_a_part(trained) -> None:
     for report in runs.reports:
         assert report["processes"] == 2
         assert report["engine"] == {"d": "multi_cpu", "f": "fsdp", "z": "deepspeed"}[name[0]]
-        for kind in ("weights", "moments"):
-            held, whole = report[kind], report[f"{kind}_whole"]
+        for kind in ("weights", "optimizer_state"):
+            held, whole = report[kind], report[f"{kind}_total"]
             if kind in ENGINES[name][2]:
                 assert held < 0.6 * whole
             else:
                 assert held == whole
-    held = [report["moments"] for report in runs.reports]
-    assert sum(held) >= runs.reports[0]["moments_whole"]
+    held = [report["optimizer_state"] for report in runs.reports]
+    assert sum(held) >= runs.reports[0]["optimizer_state_total"]
 
 
 def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
@@ -252,5 +252,5 @@ def test_full_fine_tuning_is_sharded_too(profile: str, recipe: Path, alone, tmp_
     assert losses(run_folder(recipe, f"{profile}-full")) == pytest.approx(losses(one), rel=1e-4)
     for rank in (0, 1):
         report = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert report["weights"] < 0.6 * report["weights_whole"]
-        assert report["moments"] < 0.6 * report["moments_whole"]
+        assert report["weights"] < 0.6 * report["weights_total"]
+        assert report["optimizer_state"] < 0.6 * report["optimizer_state_total"]

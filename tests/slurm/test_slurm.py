@@ -114,7 +114,7 @@ def test_a_job_told_to_stop_requeues_itself_and_ends_with_the_same_metrics(clust
     assert cluster.job(job)["Restarts"] == "1"
     words = log_of(root / "cut")
     assert f"job {job} goes back into the queue" in words
-    assert "going on after step" in words
+    assert "resuming after step" in words
 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CPU, "-m", "llmcls.train"]
     done = subprocess.run(

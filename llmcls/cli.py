@@ -1,0 +1,62 @@
+"""The console command: ``llmcls COMMAND ...`` does what ``python -m llmcls.COMMAND ...`` does.
+
+Each command has its own parser; this module only lists them and hands over the arguments, so that ``llmcls --help`` is
+quick and both forms behave the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+from llmcls.common.command import run_command
+
+# Command to its group and what it does, in the order of the help text.
+COMMANDS = {
+    "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
+    "predict": ("Train and predict", "Classify the texts of a table with a trained run."),
+    "check": ("Before training", "Check a recipe, its data and its model, without training."),
+    "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
+    "rehearse": ("Before training", "Try a multi-GPU profile on CPU processes, with the recipe in miniature."),
+    "prepare": ("Before training", "Write a known dataset, or any dataset of the hub, as CSV files."),
+    "quickstart": ("Before training", "Make a demo data set and a tiny model, without a network."),
+    "scratch": ("Before training", "Write a small random decoder and a tokenizer for the texts of a recipe."),
+    "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
+    "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
+    "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
+    "report": ("After training", "Render report.html and the summary of finished runs again."),
+    "folder": ("For job scripts", "Print the folder of a recipe's results."),
+    "sweep": ("For job scripts", "Answer one question about a sweep; slurm/sweep.sh asks them."),
+}
+
+app = typer.Typer(
+    name="llmcls",
+    help="Fine-tune language models for text classification, from a laptop to a cluster.",
+    epilog="`llmcls COMMAND --help` explains a command. On several GPUs or machines, start training with a profile: "
+    "accelerate launch --config_file accel_configs/PROFILE.yaml -m llmcls.train RECIPE",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _register(name: str, group: str, words: str) -> None:
+    def command(context: typer.Context) -> None:
+        module = importlib.import_module(f"llmcls.{name}")
+        run_command(lambda: module.main(context.args))
+
+    # Everything after the command, --help too, belongs to the command's own parser.
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(
+        name,
+        help=words,
+        rich_help_panel=group,
+        context_settings=settings,
+        add_help_option=False,
+        options_metavar="",
+    )(command)
+
+
+for _name, (_group, _words) in COMMANDS.items():
+    _register(_name, _group, _words)

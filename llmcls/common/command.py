@@ -1,0 +1,43 @@
+"""What every command shares: its parser, and how it ends after an error or an interrupt."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from llmcls.common.user_error import UserError
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of the command ``llmcls NAME``, which is also ``python -m llmcls.NAME``."""
+    return argparse.ArgumentParser(prog=f"llmcls {name}", description=description)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments ``RECIPE [section.key=value ...]``."""
+    parser.add_argument("recipe", help="a recipe YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the recipe"
+    )
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; a `UserError` becomes one sentence on stderr and exit code 2.
+
+    Any other exception keeps its traceback, because it is a bug and the traceback belongs in the bug report.
+    """
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            # All ranks find the same error. Rank 0 reports it first, and the launcher then ends the other ranks
+            # during this pause. An error that only this rank found is reported after the pause.
+            time.sleep(3)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+        sys.exit(130)

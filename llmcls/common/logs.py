@@ -1,0 +1,30 @@
+"""Log set-up: one plain line per message on stderr, and quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from transformers.utils import logging as transformers_logging
+
+
+def configure_logging(main_process: bool) -> None:
+    """Log to stderr: everything on the main process, errors on the others."""
+    root = logging.getLogger("llmcls")
+    root.setLevel(logging.INFO if main_process else logging.ERROR)
+    root.propagate = False
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        root.addHandler(handler)
+    _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    """Silence warnings about things that are handled here: new heads, missing kernels, renamed internals."""
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch)\.")

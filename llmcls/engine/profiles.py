@@ -1,0 +1,87 @@
+"""Profiles: their files, what they shard, and which one fits the hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmcls.common.user_error import UserError
+from llmcls.engine.hardware import Hardware
+from llmcls.model.memory import estimate, guessed_shape, model_billions
+from llmcls.recipe.schema import Recipe
+
+# Beside the package, in a checkout of the project.
+PROFILES = Path(__file__).resolve().parents[2] / "accel_configs"
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile, from its path or its name.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    for path in (Path(name), Path("accel_configs") / f"{name}.yaml", PROFILES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+    raise UserError(f"--profile: no profile {name!r}; known are {known or 'none'}")
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The settings in a profile file."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def sharding_of(settings: dict[str, Any]) -> str:
+    """What a profile shards over the ranks: "none", "optimizer_state" or "all"."""
+    kind = settings.get("distributed_type")
+    if kind == "FSDP":
+        return "all"
+    if kind == "DEEPSPEED":
+        return "all" if int(settings["deepspeed_config"]["zero_stage"]) == 3 else "optimizer_state"
+    return "none"
+
+
+def choose_profile(hardware: Hardware, recipe: Recipe, model_size: str | None = None) -> tuple[str, str]:
+    """The profile that fits the hardware and a recipe.
+
+    Sharding costs communication in every layer, so it is chosen only if a whole copy does not fit on a GPU.
+
+    Parameters
+    ----------
+    hardware : Hardware
+    recipe : Recipe
+    model_size : str, optional
+        Such as "8B"; by default read from the name or the folder of the model.
+
+    Returns
+    -------
+    The profile's name, and the reason in words.
+    """
+    if not hardware.gpus:
+        return "cpu", "no NVIDIA GPU was found"
+    billions = model_billions(model_size or recipe.model.model_name)
+    size = "an unknown size" if billions is None else f"about {billions:g} billion parameters"
+    needed = estimate(guessed_shape(billions or 1.0), recipe, "none", 1).total
+    smallest = min(hardware.gpus)
+    fits = needed <= smallest
+    verdict = f"{size} need about {needed:.0f} GiB per copy, a GPU has {smallest:.0f}"
+    if len(hardware.gpus) == 1 and hardware.machines == 1:
+        if not fits:
+            verdict += "; it may not fit: a smaller model, model.use_4bit=true or a smaller data.max_length help"
+        return "laptop_4bit", f"one GPU; {verdict}"
+    if fits:
+        return "ddp", f"several GPUs, each holds a copy; {verdict}"
+    if recipe.model.use_4bit:
+        return "fsdp_qlora", f"a copy does not fit on one GPU, so the 4-bit weights are sharded; {verdict}"
+    return "fsdp", f"a copy does not fit on one GPU, so the weights are sharded; {verdict}"
+
+
+def processes_of(profile: str, hardware: Hardware) -> int:
+    """The number of processes, over all machines, that a profile uses on this hardware."""
+    per_machine = 1 if profile in ("cpu", "laptop_4bit") else max(1, len(hardware.gpus))
+    return per_machine * hardware.machines

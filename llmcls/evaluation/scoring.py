@@ -1,0 +1,176 @@
+"""Evaluation: every row of a split scored exactly once, whatever the number of ranks, then measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from llmcls.data.batches import collate, plan_evaluation
+from llmcls.data.labels import LabelSpace
+from llmcls.data.splits import Split
+from llmcls.engine.accelerator import sum_over_ranks, unwrapped
+from llmcls.evaluation.bootstrap import bootstrap_intervals
+from llmcls.evaluation.calibration import Calibration, calibrated
+from llmcls.evaluation.metrics import confusions, evaluate_predictions
+from llmcls.evaluation.thresholds import Thresholds, apply_thresholds
+from llmcls.model.losses import build_loss
+from llmcls.recipe.defaults import eval_batch_tokens
+from llmcls.recipe.schema import Recipe
+
+# Rows scored between two writes of a prediction. Training and `predict` cut a split at the same places, so that both
+# put a row into the same batch and get the same logits.
+CHUNK_ROWS = 4096
+
+
+@dataclass
+class Scorer:
+    """A prepared model and how to run it over a split.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+    model : nn.Module
+        As `llmcls.engine.accelerator.prepare` returned it.
+    labels : LabelSpace
+    pad_token_id : int
+    max_tokens : int
+        Tokens of a forward pass.
+    packed : bool
+        Whether the model reads packed rows.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    labels: LabelSpace
+    pad_token_id: int
+    max_tokens: int
+    packed: bool
+
+
+@dataclass
+class Evaluation:
+    """The outcome of scoring a split.
+
+    Attributes
+    ----------
+    probabilities : float32 [rows, labels]
+    predicted : bool [rows, labels]
+    metrics : dict
+    """
+
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    metrics: dict[str, Any]
+
+
+def make_scorer(
+    accelerator: Accelerator, model: nn.Module, labels: LabelSpace, pad_token_id: int, recipe: Recipe
+) -> Scorer:
+    """A scorer with the recipe's evaluation batch."""
+    return Scorer(accelerator, model, labels, pad_token_id, eval_batch_tokens(recipe), unwrapped(model).packs)
+
+
+def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Score a split chunk by chunk, in its order.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    split : Split
+    start : int
+        The first row, a multiple of `CHUNK_ROWS`.
+
+    Yields
+    ------
+    The first row of a chunk, and its logits, float32 [rows, labels], the same on every rank.
+    """
+    was_training = scorer.model.training
+    scorer.model.eval()
+    try:
+        for first in range(start, len(split), CHUNK_ROWS):
+            yield first, _score_chunk(scorer, split, first, min(len(split), first + CHUNK_ROWS))
+    finally:
+        scorer.model.train(was_training)
+
+
+@torch.no_grad()
+def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndarray:
+    """Logits, float32 [rows, labels], of the rows from ``first`` to ``last``.
+
+    Raises
+    ------
+    RuntimeError
+        If a row was not scored exactly once over all ranks.
+    """
+    accelerator = scorer.accelerator
+    device = accelerator.device
+    plan = plan_evaluation(split.lengths[first:last], accelerator.num_processes, scorer.max_tokens, scorer.packed)
+    # The last column counts how often a row was scored, so that no row is lost or doubled unnoticed.
+    scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
+    for rows in plan[accelerator.process_index]:
+        batch = collate(split, first + rows, scorer.pad_token_id, scorer.packed).to(device)
+        logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
+        if len(rows):
+            where = torch.from_numpy(rows).to(device)
+            scores[where, :-1] = logits.float()
+            scores[where, -1] += 1
+    scores = sum_over_ranks(accelerator, scores).cpu()
+    counts = scores[:, -1]
+    if not bool((counts == 1).all()):
+        raise RuntimeError(f"rows {first} to {last} were scored between {counts.min()} and {counts.max()} times")
+    return scores[:, :-1].numpy()
+
+
+def score_split(scorer: Scorer, split: Split) -> np.ndarray:
+    """Logits of a whole split, float32 [rows, labels], the same on every rank."""
+    return np.concatenate([logits for _, logits in score_chunks(scorer, split)])
+
+
+def evaluate_logits(
+    logits: np.ndarray,
+    split_labels: np.ndarray,
+    labels: LabelSpace,
+    thresholds: Thresholds,
+    calibration: Calibration | None = None,
+) -> Evaluation:
+    """Probabilities, decisions and metrics of scored rows.
+
+    Parameters
+    ----------
+    logits : float32 [rows, labels]
+    split_labels : float32 [rows, labels] or int64 [rows]
+        Label values as in a `Split`.
+    labels : LabelSpace
+    thresholds : Thresholds
+    calibration : Calibration, optional
+
+    Returns
+    -------
+    Evaluation
+        ``metrics["loss"]`` is the mean cross-entropy over rows without calibration, whatever the training loss was.
+    """
+    probabilities = calibrated(logits, calibration or Calibration(), labels)
+    predicted = apply_thresholds(probabilities, thresholds, labels)
+    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names)
+    per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
+    return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
+
+
+def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> dict[str, Any]:
+    """What a final evaluation has besides its metrics: bootstrap intervals and the most frequent confusions.
+
+    Parameters
+    ----------
+    true, predicted : bool [rows, labels]
+    labels : LabelSpace
+    """
+    return {
+        "intervals": bootstrap_intervals(true, predicted),
+        "confusions": confusions(true, predicted, labels.names),
+    }

@@ -1,0 +1,141 @@
+"""From a recipe to a classifier that can be trained, and from a trained model folder to one that predicts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from llmcls.data.labels import LabelSpace
+from llmcls.model.adapter import add_adapter
+from llmcls.model.classifier import Classifier
+from llmcls.model.packed_forward import PackedForward, PackingRequest, try_packing
+from llmcls.model.pooling import add_attention_query, load_attention_query
+from llmcls.model.pretrained import DTYPES, load_pretrained
+from llmcls.recipe.defaults import checkpoints_activations
+from llmcls.recipe.schema import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def build_classifier(recipe: Recipe, labels: LabelSpace, device: torch.device) -> Classifier:
+    """The classifier of a recipe, ready to train: pretrained weights, adapter, head, checkpointing.
+
+    New weights are drawn from torch's generator, so call this after seeding it.
+
+    Raises
+    ------
+    UserError
+        If the pretrained model cannot be loaded, is incomplete, or does not fit the recipe.
+    """
+    network, new_modules = load_pretrained(recipe.model, labels, device)
+    _check_positions(network, recipe)
+    if checkpoints_activations(recipe):
+        if not network.supports_gradient_checkpointing:
+            raise recipe.error(
+                "train.gradient_checkpointing", f"is on, but {type(network).__name__} has none; set it to false"
+            )
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+        if recipe.train.checkpoint_layers is not None:
+            layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+            for layer in layers[recipe.train.checkpoint_layers :]:
+                layer.gradient_checkpointing = False
+    packed = _prepare_packing_and_pooling(network, recipe, device)
+    adapted = network if recipe.model.lora_r == 0 else add_adapter(network, new_modules, recipe)
+    return Classifier(adapted, packed, recipe.model.pooling, recipe.data.window_pooling)
+
+
+def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Path, device: torch.device) -> Classifier:
+    """The classifier that a run saved, in the precision it was trained in, its adapter merged if that is exact.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As the run stored it.
+    labels : LabelSpace
+    model_folder : Path
+        ``model/`` in the run folder.
+    device : torch.device
+
+    Raises
+    ------
+    UserError
+        If the pretrained model cannot be loaded or is incomplete.
+    """
+    spec = recipe.model
+    if spec.lora_r == 0:
+        network, _ = load_pretrained(replace(spec, model_name=str(model_folder), revision=None), labels, device)
+        packed = _prepare_packing_and_pooling(network, recipe, device)
+        if spec.pooling == "attention":
+            load_attention_query(network, model_folder)
+        model: nn.Module = network
+    else:
+        from peft import PeftModel
+
+        network, _ = load_pretrained(spec, labels, device)
+        packed = _prepare_packing_and_pooling(network, recipe, device)
+        model = PeftModel.from_pretrained(network, str(model_folder))
+    classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
+    classifier.merge_adapter()
+    return classifier
+
+
+def _prepare_packing_and_pooling(network: Any, recipe: Recipe, device: torch.device) -> PackedForward | None:
+    """Set up packing and pooling on a loaded model.
+
+    Returns
+    -------
+    The attached `PackedForward`, or None if micro-batches are padded.
+
+    Raises
+    ------
+    UserError
+        If the recipe asks for packing, a pooling or bidirectional attention that the model does not allow.
+    """
+    spec, wanted = recipe.model, recipe.train.packing
+    if not hasattr(network, "score"):
+        for key, used in (("pooling", spec.pooling != "last"), ("bidirectional", spec.bidirectional)):
+            if used:
+                raise recipe.error(
+                    f"model.{key}",
+                    f"is for decoders; {type(network).__name__} sees the whole text and has its own pooling",
+                )
+    if spec.bidirectional and wanted is False:
+        raise recipe.error("model.bidirectional", "needs packed micro-batches; leave train.packing out")
+    request = PackingRequest(
+        max_length=recipe.data.max_length,
+        device=device,
+        dtype=DTYPES[spec.torch_dtype],
+        # Without packing, attention is causal, so a bidirectional model has to be packed or refused.
+        wanted=True if spec.bidirectional else wanted,
+        pooling=spec.pooling,
+        bidirectional=spec.bidirectional,
+    )
+    try:
+        packed = try_packing(network, request)
+    except ValueError as error:
+        key = "model.bidirectional" if spec.bidirectional and not wanted else "train.packing"
+        raise recipe.error(key, f"is true, but {error}; set it to false or leave it out") from error
+    if spec.pooling == "attention":
+        add_attention_query(network)
+    return packed
+
+
+def _check_positions(network: Any, recipe: Recipe) -> None:
+    """Refuse texts longer than a table of learned positions; rotary models only get a warning."""
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or recipe.data.max_length <= limit:
+        return
+    learned = any(
+        isinstance(m, nn.Embedding) and ("pos" in n.rpartition(".")[2] or n.endswith("wpe"))
+        for n, m in network.named_modules()
+    )
+    problem = f"is {recipe.data.max_length}; {recipe.model.model_name} was made for {limit} tokens"
+    if learned:
+        raise recipe.error("data.max_length", f"{problem} and has no positions beyond; set it to {limit} or less")
+    log.warning("data.max_length %s; longer texts may be read badly", problem)

@@ -1,0 +1,79 @@
+"""Predicting with several runs: the mean of their probabilities."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from llmcls.common.files import replacing, write_text
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import multi_hot
+from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.scoring import uncertainty
+from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
+from llmcls.prediction.predict_table import predict_table, signature, write_metrics
+from llmcls.results.finished_runs import FinishedRun
+from llmcls.results.predictions import Predictions, prediction_lines, read_prediction_chunks
+
+log = logging.getLogger(__name__)
+
+
+def predict_ensemble(runs: list[FinishedRun], input_path: str, output: Path, accelerator: Accelerator) -> None:
+    """Predict with each run, and write the mean of their probabilities, decided at the mean of their thresholds.
+
+    The predictions of each run stay in ``<output>.members`` until all are there, so an interrupted ensemble resumes.
+    Collective; the main process writes.
+
+    Raises
+    ------
+    UserError
+        If the runs have different labels.
+    """
+    first = runs[0]
+    for run in runs:
+        if run.labels != first.labels:
+            raise UserError(
+                f"{run.folder.path} has other labels than {first.folder.path}; "
+                "an ensemble needs runs with the same labels"
+            )
+    folder = output.with_name(f"{output.name}.members")
+    paths = [folder / f"{i}.jsonl" for i in range(len(runs))]
+    for run, path in zip(runs, paths, strict=True):
+        done, made_from = path.with_suffix(".done"), signature(run, input_path)
+        if not (done.exists() and done.read_text(encoding="utf-8") == made_from):
+            predict_table(run, input_path, path, accelerator)
+            if accelerator.is_main_process:
+                write_text(done, made_from)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_mean(runs, paths, output)
+        shutil.rmtree(folder)
+        log.info("mean of %d runs -> %s", len(runs), output)
+    accelerator.wait_for_everyone()
+
+
+def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> None:
+    labels = runs[0].labels
+    each = [load_thresholds(run.folder.thresholds, labels.names) for run in runs]
+    mean_values = np.mean([t.values for t in each], axis=0).tolist()
+    thresholds = Thresholds("mean", mean_values, any(t.at_least_one for t in each))
+    written: list[Predictions] = []
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for members in zip(*(read_prediction_chunks(path, labels) for path in paths), strict=True):
+            probabilities: np.ndarray = np.stack([member.probabilities for member in members]).mean(axis=0)
+            predicted = apply_thresholds(probabilities, thresholds, labels)
+            mean = Predictions(members[0].ids, probabilities, predicted, members[0].true)
+            file.writelines(prediction_lines(mean, labels))
+            if mean.true is not None:
+                written.append(mean)
+    if written:
+        true = np.concatenate([chunk.true for chunk in written if chunk.true is not None])
+        probabilities = np.concatenate([chunk.probabilities for chunk in written])
+        predicted = np.concatenate([chunk.predicted for chunk in written])
+        metrics = evaluate_predictions(probabilities, true, predicted, labels.names)
+        metrics |= uncertainty(multi_hot(true, len(labels.names)), predicted, labels)
+        write_metrics(output, metrics)

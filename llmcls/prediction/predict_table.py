@@ -1,0 +1,113 @@
+"""Predicting a table with a trained run: one JSON line per row, in the order of the input.
+
+Lines go to ``<output>.partial`` as they are made, so an interrupted prediction resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+
+from llmcls.common.files import write_json
+from llmcls.data.labels import multi_hot
+from llmcls.data.splits import Split, tokenize_split
+from llmcls.data.tables import read_table
+from llmcls.engine.accelerator import sum_over_ranks
+from llmcls.evaluation.calibration import calibrated, load_calibration
+from llmcls.evaluation.scoring import evaluate_logits, make_scorer, score_chunks, uncertainty
+from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
+from llmcls.model.build import load_trained_classifier
+from llmcls.model.pretrained import load_tokenizer
+from llmcls.prediction.resumable_predictions import ResumablePredictions
+from llmcls.results.finished_runs import FinishedRun
+from llmcls.results.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+
+def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Predict every row of a table. Collective; the main process writes.
+
+    Parameters
+    ----------
+    run : FinishedRun
+    input_path : str
+        CSV, TSV, JSONL or Parquet with the text columns of the recipe.
+    output : Path
+        The JSONL file. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
+    accelerator : Accelerator
+
+    Returns
+    -------
+    The metrics, on the main process, if the input has the label columns.
+    """
+    split = _tokenize(run, input_path, accelerator)
+    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+    model = accelerator.prepare_model(classifier, evaluation_mode=True)
+    pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
+    scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
+    thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
+    calibration = load_calibration(run.folder.calibration)
+    partial = ResumablePredictions(output, run.labels)
+    # Only the main process reads and writes the output; the other ranks learn from it where to start.
+    rows_done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    if accelerator.is_main_process:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        rows_done += partial.resume(signature(run, input_path))
+    start = int(sum_over_ranks(accelerator, rows_done))
+    if start:
+        log.info("%s: resuming after %d of %d rows", output, start, len(split))
+    for first, logits in score_chunks(scorer, split, start):
+        if accelerator.is_main_process:
+            last = first + len(logits)
+            probabilities = calibrated(logits, calibration, run.labels)
+            predicted = apply_thresholds(probabilities, thresholds, run.labels)
+            true = None if split.labels is None else split.labels[first:last]
+            partial.append(Predictions(split.ids(first, last), probabilities, predicted, true), logits)
+            log.info("%d of %d rows", last, len(split))
+    metrics = None
+    if accelerator.is_main_process:
+        if split.labels is not None:
+            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
+            marks = multi_hot(split.labels, len(run.labels.names))
+            metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
+            write_metrics(output, metrics)
+        partial.finish()
+        log.info("%d predictions -> %s", len(split), output)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def write_metrics(output: Path, metrics: dict[str, Any]) -> None:
+    """Write the metrics of a prediction beside it, and log the main ones."""
+    write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
+    log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
+
+
+def signature(run: FinishedRun, input_path: str) -> str:
+    """A digest of everything that the predictions depend on: input, weights, thresholds, calibration, recipe."""
+    digest = hashlib.sha256(run.recipe.model.model_name.encode())
+    files = sorted(p for p in run.folder.model.iterdir() if p.is_file())
+    decisions = [run.folder.thresholds, run.folder.calibration]
+    for path in [Path(input_path), *(p for p in decisions if p.exists()), *files]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Split:
+    """The input, with labels if it has all label columns."""
+    if not sys.stderr.isatty() or not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    with accelerator.local_main_process_first():
+        table = read_table(input_path, "--input")
+        labelled = all(column in table.column_names for column in run.labels.columns)
+        tokenizer = load_tokenizer(run.recipe.model)
+        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)

@@ -1,0 +1,83 @@
+"""Predictions while they are written, so that an interrupted prediction can resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from llmcls.common.files import read_json, write_json
+from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.results.predictions import Predictions, prediction_lines
+
+
+class ResumablePredictions:
+    """Predictions that are being written: their lines, their logits, and what they were made from.
+
+    Three files beside the output hold this state; `finish` renames the first to the output and removes the others.
+
+    Parameters
+    ----------
+    output : Path
+    labels : LabelSpace
+    """
+
+    def __init__(self, output: Path, labels: LabelSpace) -> None:
+        self.output, self.labels = output, labels
+        self._lines = output.with_name(f"{output.name}.partial")
+        self._logits = output.with_name(f"{output.name}.partial.logits")
+        self._state = output.with_name(f"{output.name}.partial.json")
+
+    def resume(self, signature: str) -> int:
+        """Keep the complete chunks that were written for the same model and input.
+
+        Parameters
+        ----------
+        signature : str
+            Digest of model and input.
+
+        Returns
+        -------
+        The number of rows kept.
+        """
+        rows = 0
+        if self._state.exists() and read_json(self._state)["signature"] == signature and self._logits.exists():
+            with self._lines.open("rb") as file:
+                lines = sum(line.endswith(b"\n") for line in file)
+            row_bytes = 4 * len(self.labels.names)
+            rows = min(lines, self._logits.stat().st_size // row_bytes) // CHUNK_ROWS * CHUNK_ROWS
+            with self._lines.open("r+b") as file:
+                for _ in range(rows):
+                    file.readline()
+                file.truncate(file.tell())
+            os.truncate(self._logits, rows * row_bytes)
+        else:
+            self._lines.write_bytes(b"")
+            self._logits.write_bytes(b"")
+            write_json(self._state, {"signature": signature})
+        return rows
+
+    def append(self, predictions: Predictions, logits: np.ndarray) -> None:
+        """Write one chunk; if this is interrupted, `resume` drops what is incomplete.
+
+        Parameters
+        ----------
+        predictions : Predictions
+        logits : float32 [rows, labels]
+        """
+        with self._lines.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(prediction_lines(predictions, self.labels))
+        with self._logits.open("ab") as file:
+            file.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
+
+    def logits(self) -> np.ndarray:
+        """The logits of all rows written, float32 [rows, labels]."""
+        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
+
+    def finish(self) -> None:
+        """Give the output its name, and remove the other files."""
+        os.replace(self._lines, self.output)
+        self._logits.unlink()
+        self._state.unlink()

@@ -1,0 +1,42 @@
+"""Say which profile fits a recipe and the hardware: ``python -m llmcls.profile RECIPE [key=value ...]``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.engine.hardware import find_hardware, read_hardware
+from llmcls.engine.profiles import choose_profile, find_profile, processes_of
+from llmcls.recipe.load import load_recipe
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the profile, the number of processes and the reason; as one JSON object with ``--json``."""
+    parser = command_parser("profile", "Choose the profile that fits a recipe and the hardware.")
+    add_recipe_arguments(parser)
+    parser.add_argument("--profile", help="take this profile, and say only how many processes it uses here")
+    parser.add_argument("--machines", type=int, help="number of machines")
+    parser.add_argument("--model-size", help="such as 8B; read from the recipe if left out")
+    parser.add_argument("--hardware", help="a JSON file that describes the hardware instead of looking at it")
+    parser.add_argument("--json", action="store_true", help="print a JSON object, for programs")
+    arguments = parser.parse_intermixed_args(argv)
+    hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    if arguments.machines:
+        hardware = replace(hardware, machines=arguments.machines)
+    if arguments.profile:
+        path, reason = find_profile(arguments.profile), None
+    else:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        name, reason = choose_profile(hardware, recipe, arguments.model_size)
+        path = find_profile(name)
+    processes = processes_of(path.stem, hardware)
+    if arguments.json:
+        chosen = {"profile": path.stem, "file": str(path), "processes": processes, "reason": reason}
+        print(json.dumps(chosen | {"gpus": len(hardware.gpus), "machines": hardware.machines}))
+    else:
+        print(f"profile: {path.stem}, {processes} process(es)" + (f" ({reason})" if reason else ""))
+
+
+if __name__ == "__main__":
+    run_command(main)

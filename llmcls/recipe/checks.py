@@ -1,0 +1,164 @@
+"""Values of the right type that cannot work, refused with the key and the reason."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from llmcls.recipe.metric_names import METRIC_NAMES
+from llmcls.recipe.objective import parse_objective
+from llmcls.recipe.schema import Recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values of the right type that cannot work.
+
+    Raises
+    ------
+    UserError
+        Naming the file, the key, the value and what is allowed.
+    """
+    _check_ranges(recipe)
+    _check_variants(recipe)
+    _check_columns(recipe)
+    _check_metrics(recipe)
+    _check_experiment(recipe)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    data, model, train = recipe.data, recipe.model, recipe.train
+    at_least = [
+        ("data.max_length", data.max_length, 1),
+        ("model.lora_r", model.lora_r, 0),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1),
+        ("train.micro_batch_tokens", 1 if train.micro_batch_tokens == "auto" else train.micro_batch_tokens, 1),
+        ("train.eval_batch_size", train.eval_batch_size, 1),
+        ("train.num_train_epochs", train.num_train_epochs, 1),
+        ("train.max_steps", train.max_steps, 1),
+        ("train.weight_decay", train.weight_decay, 0),
+        ("train.max_grad_norm", train.max_grad_norm, 0),
+        ("train.eval_steps", train.eval_steps, 1),
+        ("train.logging_steps", train.logging_steps, 1),
+        ("train.early_stopping_patience", train.early_stopping_patience, 1),
+        ("train.checkpoint_layers", train.checkpoint_layers, 1),
+        ("train.save_total_limit", train.save_total_limit, 1),
+        ("train.train_metrics_rows", train.train_metrics_rows, 0),
+        ("train.focal_gamma", train.focal_gamma, 0),
+        ("train.asymmetric_gamma_positive", train.asymmetric_gamma_positive, 0),
+        ("train.asymmetric_gamma_negative", train.asymmetric_gamma_negative, 0),
+        ("train.pos_weight_cap", train.pos_weight_cap, 1),
+        ("train.lora_plus_ratio", train.lora_plus_ratio, 1),
+        ("train.threshold_shrinkage", train.threshold_shrinkage, 0),
+        ("data.window_overlap", data.window_overlap, 0),
+        ("data.max_windows", data.max_windows, 1),
+    ]
+    for key, value, lowest in at_least:
+        if value is not None and not value >= lowest:
+            raise recipe.error(key, f"is {value}; it must be at least {lowest}")
+    between = [
+        ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
+        ("train.head_learning_rate", train.head_learning_rate, 0, 10, "above 0 and below 10", False),
+        ("train.layer_decay", train.layer_decay, 0, 1 + 1e-12, "above 0 and at most 1", False),
+        ("model.lora_dropout", model.lora_dropout, 0, 1, "from 0 to below 1", True),
+        ("train.warmup_ratio", train.warmup_ratio, 0, 1, "from 0 to below 1", True),
+        ("train.label_smoothing", train.label_smoothing, 0, 1, "from 0 to below 1", True),
+        ("train.asymmetric_clip", train.asymmetric_clip, 0, 1, "from 0 to below 1", True),
+    ]
+    for key, value, low, high, words, closed in between:
+        if value is not None and not (low <= value < high if closed else low < value < high):
+            raise recipe.error(key, f"is {value}; it must be {words}")
+
+
+def _check_experiment(recipe: Recipe) -> None:
+    data, train, exp = recipe.data, recipe.train, recipe.exp
+    if not exp.seeds:
+        raise recipe.error("exp.seeds", "is empty; name at least one seed")
+    if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0:
+        raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or more and each named once")
+    if exp.run_name is not None and not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
+        raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
+    needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
+    needs_validation += [("train.calibration", train.calibration)]
+    for key, value in needs_validation:
+        if value is not None and data.val_csv is None:
+            raise recipe.error(key, f"is {value}, which needs data.val_csv; name a validation file or set {key}=null")
+
+
+def _check_variants(recipe: Recipe) -> None:
+    """Refuse variants that do not go together, saying why."""
+    data, model, train = recipe.data, recipe.model, recipe.train
+    if model.lora_r > 0 and not model.lora_alpha > 0:
+        raise recipe.error("model.lora_alpha", f"is {model.lora_alpha}; it must be above 0")
+    if model.use_4bit and model.lora_r == 0:
+        raise recipe.error(
+            "model.lora_r",
+            "is 0 (full fine-tuning) while model.use_4bit is true: 4-bit weights cannot be trained; "
+            "set lora_r to 1 or more, or model.use_4bit=false",
+        )
+    if model.lora_r > 0 and not model.lora_target_modules:
+        raise recipe.error("model.lora_target_modules", "is empty; name modules, or [all-linear]")
+    multi = model.problem_type == "multi_label_classification"
+    if not multi:
+        for key, used in (("train.loss", train.loss == "asymmetric"), ("data.label_separator", data.label_separator)):
+            if used:
+                raise recipe.error(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+        if data.hierarchy_separator or train.at_least_one_label:
+            key = "data.hierarchy_separator" if data.hierarchy_separator else "train.at_least_one_label"
+            raise recipe.error(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+    if model.lora_r == 0:
+        lora_only = [
+            ("model.lora_variant", model.lora_variant != "lora", "lora"),
+            ("model.lora_layers", model.lora_layers is not None, "null"),
+            ("train.lora_plus_ratio", train.lora_plus_ratio is not None, "null"),
+        ]
+        for key, used, default in lora_only:
+            if used:
+                raise recipe.error(key, f"needs an adapter, and model.lora_r is 0; set it to {default}")
+    if data.truncation == "windows" and data.window_overlap >= data.max_length:
+        raise recipe.error(
+            "data.window_overlap", f"is {data.window_overlap}; it must be below data.max_length ({data.max_length})"
+        )
+    if data.prompt is not None and data.prompt.count("{text}") != 1:
+        raise recipe.error("data.prompt", "must hold {text} exactly once, where the text goes")
+
+
+def _check_columns(recipe: Recipe) -> None:
+    data = recipe.data
+    if not data.text_fields and not data.target_text_column:
+        raise recipe.error(
+            "data.text_fields", "and data.target_text_column are both empty; name the column(s) that hold the text"
+        )
+    if not data.label_columns:
+        raise recipe.error("data.label_columns", "is empty; name the label columns")
+    if data.label_separator and len(data.label_columns) != 1:
+        raise recipe.error(
+            "data.label_columns",
+            f"names {len(data.label_columns)} columns; with data.label_separator it must name the one of all labels",
+        )
+    doubled = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
+    if doubled:
+        raise recipe.error("data.label_columns", f"names {', '.join(doubled)} twice")
+    text_columns = data.text_columns()
+    for column in data.label_columns:
+        if column in text_columns or column == data.id_column:
+            raise recipe.error("data.label_columns", f"names {column!r}, which is also the id or a text column")
+    if recipe.model.problem_type != "multi_label_classification" and len(data.label_columns) != 1:
+        raise recipe.error(
+            "data.label_columns",
+            f"names {len(data.label_columns)} columns; {recipe.model.problem_type} needs exactly one, "
+            "which holds the class",
+        )
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    name = recipe.train.metric_for_best_model
+    if name not in METRIC_NAMES:
+        near = difflib.get_close_matches(name, METRIC_NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known metrics: {', '.join(sorted(METRIC_NAMES))}"
+        raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not computed; {hint}")
+    try:
+        parse_objective(recipe.train.threshold_metric)
+    except ValueError as error:
+        raise recipe.error("train.threshold_metric", f"is {recipe.train.threshold_metric!r}; {error}") from None

@@ -1,0 +1,175 @@
+"""A recipe in miniature: the same architecture with few narrow layers, and a sample of the same data.
+
+For rehearsals: the code that runs, the module names, the label columns and the file formats are those of the
+real recipe; only the sizes are not. What cannot be had here (a model on a hub out of reach, data not yet
+copied) is stood in for, and `Miniature.stand_ins` says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+
+from llmcls.common.files import write_text
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace, label_space
+from llmcls.data.tables import read_table
+from llmcls.datasets.products import make_corpus
+from llmcls.model.pretrained import load_config, load_tokenizer
+from llmcls.model.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink
+from llmcls.model.tiny import train_tokenizer
+from llmcls.recipe.load import recipe_to_yaml
+from llmcls.recipe.schema import SPLIT_KEYS, Recipe
+
+# Uneven on purpose: divisible by no number of processes and no batch.
+ROWS = {"train": 97, "validation": 37, "test": 53}
+LLAMA_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+BERT_MODULES = {"query", "key", "value", "dense"}
+
+
+@dataclass
+class Miniature:
+    """The recipe to rehearse with. config: of the real model, None when it is out of reach.
+
+    stand_ins: sentences on what is not the recipe's own.
+    """
+
+    recipe: Recipe
+    path: Path
+    config: Any = None
+    stand_ins: list[str] = field(default_factory=list)
+
+
+def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
+    """Write a small model, small data and the recipe over both to ``folder``.
+
+    Raises
+    ------
+    UserError: the architecture cannot be shrunk; the data is there but does not fit the recipe.
+    """
+    mini = Miniature(recipe, folder / "recipe.yaml")
+    data, labels = _sample_data(recipe, folder, mini.stand_ins)
+    model_folder = folder / "model"
+    targets = _write_model(recipe, labels, model_folder, mini)
+    train, whole = recipe.train, recipe.data
+    # A prompt has to fit, whatever it costs.
+    length = whole.max_length if whole.prompt else min(whole.max_length, 96)
+    mini.recipe = replace(
+        recipe,
+        data=replace(whole, max_length=length, window_overlap=min(whole.window_overlap, 16), **data),
+        model=replace(
+            recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
+            lora_target_modules=targets, lora_layers=None if recipe.model.lora_layers is None else [-1],
+        ),
+        train=replace(
+            train, batch_size=min(train.batch_size, 4), micro_batch_tokens=None, eval_batch_size=None,
+            gradient_accumulation_steps=min(train.gradient_accumulation_steps, 2), num_train_epochs=steps,
+            max_steps=steps, eval_steps=steps, logging_steps=1, early_stopping_patience=None, report_to=[],
+        ),
+        exp=replace(
+            recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False,
+            baselines=False,
+        ),
+        source=str(mini.path),
+    )  # fmt: skip
+    write_text(mini.path, recipe_to_yaml(mini.recipe))
+    return mini
+
+
+def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniature) -> list[str]:
+    """A randomly initialised small model and a tokenizer; returns the modules to adapt."""
+    spec = recipe.model
+    targets = spec.lora_target_modules
+    try:
+        mini.config, tokenizer = load_config(spec, labels), load_tokenizer(spec)
+        config = shrink(mini.config)
+    except UserError as error:
+        kind = "BERT" if set(targets) <= BERT_MODULES else "Llama"
+        mini.stand_ins.append(f"a {kind} for {spec.model_name}, which is out of reach ({_short(error)})")
+        tokenizer = train_tokenizer(make_corpus(200, seed=0))
+        width = HEADS * HEAD_WIDTH
+        architecture: Any = BertConfig if kind == "BERT" else LlamaConfig
+        config = architecture(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS, num_labels=len(labels.names), pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        if targets != ["all-linear"] and not set(targets) <= (BERT_MODULES if kind == "BERT" else LLAMA_MODULES):
+            mini.stand_ins.append(f"LoRA on all linear layers for {', '.join(targets)}, which the stand-in has not")
+            targets = ["all-linear"]
+    torch.manual_seed(0)
+    try:
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"model.model_name: {spec.model_name} ({config.model_type}) cannot be made small for a rehearsal: "
+            f"{_short(error)}; rehearse with a small model of the same family instead (model.model_name=...)"
+        ) from error
+    if spec.trust_remote_code:
+        model.register_for_auto_class("AutoModelForSequenceClassification")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return targets
+
+
+def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[dict[str, Any], LabelSpace]:
+    """Write a sample of every split; returns the changed keys of the recipe's data section, and the labels."""
+    files = recipe.data.files()
+    missing = [path for path in files.values() if not Path(path).is_file()]
+    if missing:
+        stand_ins.append(f"made-up rows for {', '.join(missing)}, which is not there")
+        return _made_up_data(recipe, folder)
+    tables = {name: read_table(path) for name, path in files.items()}
+    labels = label_space(recipe, tables["train"])
+    changed = {}
+    for name, table in tables.items():
+        rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
+        if name == "train" and (labels.separator or not labels.multi_label):
+            # Every label, or those that only validation has would be unknown.
+            first: dict[str, int] = {}
+            for i, cell in enumerate(table[labels.columns[0]]):
+                for value in str(cell).split(labels.separator) if labels.separator else [str(cell)]:
+                    first.setdefault(value.strip(), i)
+            rows = np.union1d(rows, list(first.values()))
+        path = folder / "data" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.select(rows).to_csv(str(path))
+        changed[SPLIT_KEYS[name]] = str(path)
+    return changed, labels
+
+
+def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSpace]:
+    data, kind = recipe.data, recipe.model.problem_type
+    fields = data.text_fields or [data.target_text_column or "text"]
+    columns = [*([data.id_column] if data.id_column else []), *fields, *data.label_columns]
+    rng = random.Random(0)
+    texts = make_corpus(sum(ROWS.values()), seed=1)
+    changed: dict[str, Any] = {"label_descriptions": None}
+    for name in data.files():
+        path = folder / "data" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for i in range(ROWS[name]):
+                row = {data.id_column: f"{name}{i}"} if data.id_column else {}
+                row |= dict.fromkeys(fields, texts.pop())
+                # Classes cycle, so that every split has all of them.
+                named = kind == "single_label_classification" or data.label_separator is not None
+                single = f"class_{i % 3}" if named else str(i % 2)
+                multi = kind == "multi_label_classification" and not named
+                row |= {c: str(int(rng.random() < 0.4)) if multi else single for c in data.label_columns}
+                writer.writerow(row)
+        changed[SPLIT_KEYS[name]] = str(path)
+    return changed, label_space(replace(recipe, data=replace(data, **changed)), read_table(changed["train_csv"]))
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of an error, without what it advises."""
+    return str(error).split("\n")[0].split(";")[0][:160]

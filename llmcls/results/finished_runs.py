@@ -1,0 +1,164 @@
+"""Finished runs, read back: what the commands that work with trained runs start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmcls.common.files import read_json, write_json
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.scoring import uncertainty
+from llmcls.evaluation.thresholds import (
+    Thresholds,
+    Tuning,
+    apply_thresholds,
+    fixed_thresholds,
+    save_thresholds,
+    tune_thresholds,
+)
+from llmcls.recipe.load import load_recipe
+from llmcls.recipe.metric_names import metric_direction
+from llmcls.recipe.schema import Recipe
+from llmcls.results.predictions import read_predictions, rewrite_decisions
+from llmcls.results.run_folder import ExperimentFolder, RunFolder
+
+
+@dataclass
+class FinishedRun:
+    """A finished run, opened.
+
+    Attributes
+    ----------
+    folder : RunFolder
+    recipe : Recipe
+    labels : LabelSpace
+    mixed_precision : str, optional
+        What the profile computed in; None if unknown.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    labels: LabelSpace
+    mixed_precision: str | None = None
+
+
+def open_run(folder: RunFolder, base_model: str | None = None) -> FinishedRun:
+    """Open a finished run.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    base_model : str, optional
+        Where the pretrained model is now, if it moved since training.
+
+    Raises
+    ------
+    UserError
+        If there is no run, or it is not finished.
+    """
+    labels = labels_of(folder)
+    recipe = load_recipe(folder.model_recipe)
+    if base_model:
+        recipe = replace(recipe, model=replace(recipe.model, model_name=base_model))
+    # A profile may have trained a float32 recipe in bf16; predictions then use bf16 too.
+    precision = read_json(folder.environment)["mixed_precision"] if folder.environment.exists() else None
+    return FinishedRun(folder, recipe, labels, precision)
+
+
+def labels_of(folder: RunFolder) -> LabelSpace:
+    """The labels of a finished run.
+
+    Raises
+    ------
+    UserError
+        If there is no run, or it is not finished.
+    """
+    if not folder.finished:
+        why = "was started but not finished" if folder.recipe.is_file() else "is not a run folder"
+        raise UserError(f"{folder.path} {why} (no metrics.json, or no recipe or labels in model/); train it to the end")
+    return LabelSpace(**read_json(folder.labels))
+
+
+def runs_in(path: Path) -> list[RunFolder]:
+    """The finished runs of an experiment folder, or the run that ``path`` is.
+
+    Raises
+    ------
+    UserError
+        If it is neither.
+    """
+    if RunFolder(path).metrics.is_file():
+        return [RunFolder(path)]
+    found = [RunFolder(p) for p in path.glob("run_*") if RunFolder(p).metrics.is_file()]
+    if not found:
+        raise UserError(f"{path} is neither a finished run folder nor a folder of runs; name outputs/.../run_0")
+    # run_10 comes after run_9.
+    return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
+
+
+def finished_runs(recipe: Recipe) -> list[RunFolder]:
+    """The finished runs of a recipe, in the order of its seeds.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    root = ExperimentFolder.of(recipe).path
+    try:
+        return runs_in(root)
+    except UserError:
+        raise UserError(
+            f"{root} has no finished run of {recipe.source}; train it first, or name a folder with --run"
+        ) from None
+
+
+def best_run(recipe: Recipe) -> RunFolder:
+    """The finished run of a recipe with the best validation metric; the first one without validation."""
+    name = recipe.train.metric_for_best_model
+
+    def value(run: RunFolder) -> float:
+        found = read_json(run.metrics).get("validation", {}).get(name)
+        return float("-inf") if found is None else metric_direction(name) * found
+
+    return max(finished_runs(recipe), key=value)
+
+
+def retune(run: FinishedRun, tuning: Tuning) -> tuple[Thresholds, dict[str, tuple[dict[str, Any], dict[str, Any]]]]:
+    """Tune the thresholds of a finished run again, and decide its predictions with them.
+
+    Rewrites thresholds.json, the predicted labels in the predictions, and metrics.json.
+
+    Returns
+    -------
+    The thresholds, and the metrics of each split before and after.
+
+    Raises
+    ------
+    UserError
+        If the run has no validation predictions to tune on.
+    """
+    folder, labels = run.folder, run.labels
+    if tuning.rule == "fixed":
+        thresholds = fixed_thresholds(len(labels.names), tuning.fixed, tuning.at_least_one)
+    elif "validation" in folder.predicted_splits():
+        found = read_predictions(folder.predictions("validation"), labels)
+        thresholds = tune_thresholds(found.probabilities, found.true_marks(labels), labels, tuning)
+    else:
+        raise UserError(f"{folder.path} has no predictions_validation.jsonl to tune on; use --rule fixed --value 0.5")
+    metrics = read_json(folder.metrics)
+    save_thresholds(folder.thresholds, thresholds, labels.names)
+    changes = {}
+    for split in folder.predicted_splits():
+        found = read_predictions(folder.predictions(split), labels)
+        predicted = apply_thresholds(found.probabilities, thresholds, labels)
+        before, marks = metrics[split], found.true_marks(labels)
+        metrics[split] = before | evaluate_predictions(found.probabilities, found.known_true, predicted, labels.names)
+        metrics[split] |= uncertainty(marks, predicted, labels)
+        changes[split] = before, metrics[split]
+        rewrite_decisions(folder.predictions(split), predicted, labels)
+    write_json(folder.metrics, metrics)
+    return thresholds, changes

@@ -1,0 +1,167 @@
+"""report.html: one self-contained page per run, with curves, metrics, baselines, labels and the recipe."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from llmcls.common.files import read_json, write_text
+from llmcls.recipe.load import load_recipe, recipe_to_yaml
+from llmcls.recipe.schema import Recipe
+from llmcls.results.finished_runs import labels_of
+from llmcls.results.run_folder import RunFolder
+
+BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear"}
+
+
+def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baselines: dict[str, Any] | None) -> None:
+    """Write the report of a run, which needs no other file.
+
+    Parameters
+    ----------
+    run : RunFolder
+    recipe : Recipe
+    metrics : dict
+        As in metrics.json.
+    baselines : dict, optional
+        Baseline to split to metrics.
+    """
+    splits: list[str] = [s for s in ("train", "validation", "test") if s in metrics]
+    model = recipe.model.model_name
+    name = Path(model).name if Path(model).is_dir() else model
+    title = f"{name} on {recipe.data.dataset_name}, seed {metrics['seed']}"
+    training = metrics["training"]
+    facts = (
+        f"{metrics['steps']} optimizer steps in {training['seconds']:.0f} s, "
+        f"{training['samples_per_second']:.1f} samples/s, {training['tokens_per_second']:.0f} tokens/s; "
+        f"best after step {metrics['best_step']}"
+    )
+    body = _evaluated(run, metrics, splits, baselines) if splits else "<p>No split was evaluated.</p>"
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
+<h2>Training</h2>{_curves(metrics["history"], recipe)}
+{body}
+<h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>
+</body></html>
+"""
+    write_text(run.report, page)
+
+
+def render_report(run: RunFolder) -> Path:
+    """Write the report of a finished run again, from the files of the run.
+
+    Returns
+    -------
+    The report.
+
+    Raises
+    ------
+    UserError
+        If there is no run, or it is not finished.
+    """
+    labels_of(run)
+    saved = run.experiment.baselines
+    baselines = read_json(saved)["baselines"] if saved.exists() else None
+    write_report(run, load_recipe(run.recipe), read_json(run.metrics), baselines)
+    return run.report
+
+
+def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any] | None) -> str:
+    """The tables of a run with at least one evaluated split; the last of ``splits`` is shown in detail."""
+    shown = splits[-1]
+    found = metrics[shown]
+    parts = []
+    if "intervals" in found:
+        half = metrics["at_half"][shown]
+        beside = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
+        rows = [
+            [name, format_number(found[name]), f"{low:.4f} to {high:.4f}", format_number(half[name])]
+            + [format_number(b[name]) for b in beside.values()]
+            for name, (low, high) in found["intervals"].items()
+        ]
+        header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in beside)]
+        parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
+    overview = [
+        [name, *(format_number(metrics[s].get(name)) for s in splits)]
+        for name, value in found.items()
+        if not isinstance(value, dict | list)
+    ]
+    parts.append(f"<h2>Metrics</h2>{_table(['metric', *splits], overview)}")
+    per_class = found["per_class"]
+    columns = list(next(iter(per_class.values())))
+    thresholds = read_json(run.thresholds)["values"] if run.thresholds.exists() else {}
+    rows = [
+        [name, *(format_number(row[c]) for c in columns), format_number(thresholds.get(name))]
+        for name, row in per_class.items()
+    ]
+    parts.append(f"<h2>Each label ({shown})</h2>{_table(['label', *columns, 'threshold'], rows)}")
+    if found.get("confusions"):
+        rows = [[c["true"], c["predicted"] or "nothing", str(c["rows"])] for c in found["confusions"]]
+        parts.append(
+            f"<h2>Most frequent confusions ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}"
+        )
+    return "\n".join(parts)
+
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2733}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid #d8dee4}
+table{border-collapse:collapse}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eceff2}
+th:first-child,td:first-child{text-align:left}pre{background:#f6f8fa;padding:1rem;overflow:auto}
+svg{max-width:100%;height:auto}
+"""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(h.replace('_', ' '))}</th>" for h in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def format_number(value: float | int | None) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
+    """Losses, and the metric that selected the best model, over optimizer steps, as inline SVG."""
+    metric, train = recipe.train.metric_for_best_model, recipe.train
+    plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Drawn without pyplot, which would choose a window system and keep figures in memory.
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2)
+    steps = [h["step"] for h in history]
+    left.plot(
+        steps, [h["train_loss"] for h in history], marker="o", label="train" if plain else "train (loss of the recipe)"
+    )
+    evaluated = [h for h in history if "validation" in h]
+    if evaluated:
+        steps = [h["step"] for h in evaluated]
+        left.plot(
+            steps,
+            [h["validation"]["loss"] for h in evaluated],
+            marker="o",
+            label="validation" if plain else "validation (cross-entropy)",
+        )
+        right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green")
+        right.set_title(f"validation {metric}")
+    else:
+        right.set_visible(False)
+    left.set_title("loss")
+    left.legend()
+    for axes in (left, right):
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    text = out.getvalue()
+    return text[text.index("<svg") :]

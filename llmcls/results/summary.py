@@ -1,0 +1,77 @@
+"""The summary over seeds: mean, standard deviation and every seed, beside the baselines."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from llmcls.common.files import read_json, write_json, write_text
+from llmcls.results.report import BASELINE_NAMES, format_number
+from llmcls.results.run_folder import ExperimentFolder, RunFolder
+
+SUMMARY_METRICS = (
+    "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro", "accuracy",
+    "average_precision_macro", "hamming_loss", "loss",
+)  # fmt: skip
+
+
+def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines: dict[str, Any] | None = None) -> str:
+    """Write summary.json and summary.md of finished runs.
+
+    Parameters
+    ----------
+    experiment : ExperimentFolder
+    runs : list of RunFolder
+    baselines : dict, optional
+        Baseline to split to metrics.
+
+    Returns
+    -------
+    The table. Its standard deviation is that of a sample (n - 1), and empty for a single seed.
+    """
+    results = [read_json(run.metrics) for run in runs]
+    splits = [s for s in ("validation", "test") if all(s in r for r in results)]
+    if not splits and all("train" in r for r in results):
+        splits = ["train"]
+    summary: dict[str, Any] = {"seeds": [r["seed"] for r in results], "runs": [run.path.name for run in runs]}
+    for split in splits:
+        summary[split] = {}
+        for name in SUMMARY_METRICS:
+            values = [r[split].get(name) for r in results]
+            if any(v is None for v in values):
+                continue
+            summary[split][name] = {
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+    summary["training"] = [r["training"] for r in results]
+    write_json(experiment.summary_json, summary)
+    lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
+    for split in splits:
+        beside = {BASELINE_NAMES[n]: b[split] for n, b in (baselines or {}).items() if split in b}
+        header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *beside]
+        lines += ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
+        for name, entry in summary[split].items():
+            std = "" if entry["std"] is None else f"{entry['std']:.4f}"
+            each = " | ".join(f"{v:.4f}" for v in entry["values"])
+            others = "".join(f" {format_number(b.get(name))} |" for b in beside.values())
+            lines += [f"| {name} | {entry['mean']:.4f} | {std} | {each} |{others}"]
+        lines += [""]
+    text = "\n".join(lines)
+    write_text(experiment.summary, text)
+    return text
+
+
+def render_summary(runs: list[RunFolder]) -> Path:
+    """Write the summary of finished runs of one experiment again, from their files.
+
+    Returns
+    -------
+    The summary.
+    """
+    experiment = runs[0].experiment
+    saved = read_json(experiment.baselines)["baselines"] if experiment.baselines.exists() else None
+    write_summary(experiment, runs, saved)
+    return experiment.summary

@@ -1,0 +1,192 @@
+"""Checkpoints and the saved model: what is written, what is kept, and how a run resumes exactly.
+
+`checkpoints/last` holds all that a run needs to resume; `checkpoints/best` holds the trained weights of the best
+evaluation (`best_2`, ... those of earlier bests, up to ``save_total_limit``). Both are independent of the engine and
+of the number of processes: weights and optimizer state are stored whole, by parameter name. The order of rows and the
+dropout masks are functions of seed, epoch and step, so no generator state is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from llmcls.common.files import current_folder, read_json, replacing_folder, write_json
+from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
+from llmcls.engine.accelerator import unwrapped
+from llmcls.engine.full_state import (
+    full_optimizer_state,
+    load_optimizer_state,
+    load_trained_weights,
+    trained_weights,
+)
+from llmcls.engine.shards import torch_optimizer
+from llmcls.recipe.load import recipe_to_yaml
+from llmcls.recipe.schema import Recipe
+from llmcls.results.run_folder import RunFolder
+
+WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes
+    ----------
+    seed : int
+    global_batch_size : int
+        Rows of an optimizer step, fixed when the run starts, so that it can resume with more or fewer processes.
+    step : int
+        Optimizer steps done.
+    epoch, step_in_epoch : int
+        The next step to take.
+    best_value, best_step
+        Of the metric that selects the best model.
+    stale : int
+        Evaluations since the best one.
+    finished : bool
+        Whether training reached its end.
+    loss_sum, loss_samples : float, int
+        Training losses since the last evaluation.
+    seconds, samples, tokens : float, int, int
+        Training so far, for the throughput over interruptions.
+    history : list of dict
+        One entry per evaluation.
+    """
+
+    seed: int
+    global_batch_size: int
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    finished: bool = False
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
+    """Write `checkpoints/last`. Collective; the main process writes."""
+    weights = trained_weights(accelerator, model)
+    state = full_optimizer_state(accelerator, model, optimizer)
+    if accelerator.is_main_process:
+        with replacing_folder(run.last_checkpoint) as temporary:
+            save_file(weights, temporary / WEIGHTS)
+            kind = type(torch_optimizer(optimizer)).__name__
+            torch.save({"optimizer": state, "class": kind}, temporary / OPTIMIZER)
+            write_json(temporary / PROGRESS, dataclasses.asdict(progress))
+    accelerator.wait_for_everyone()
+
+
+def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Progress | None:
+    """Restore `checkpoints/last` into model and optimizer. Collective.
+
+    Returns
+    -------
+    The progress of the run, or None if there is no checkpoint.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint was written by another version of llmcls, or for another model or optimizer.
+    """
+    last = current_folder(run.last_checkpoint)
+    if last is None:
+        return None
+    progress = read_progress(last)
+    load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
+    saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
+    kind = type(torch_optimizer(optimizer)).__name__
+    if saved["class"] != kind:
+        raise UserError(
+            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; "
+            "resume where the run was started, or set exp.overwrite=true to start again"
+        )
+    load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
+    return progress
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The progress stored in a checkpoint folder.
+
+    Raises
+    ------
+    UserError
+        If another version of llmcls wrote it, with other fields.
+    """
+    saved = read_json(checkpoint / PROGRESS)
+    try:
+        return Progress(**saved)
+    except TypeError:
+        raise UserError(
+            f"{checkpoint} was written by another version of llmcls; resume with that version, "
+            "or set exp.overwrite=true to start again"
+        ) from None
+
+
+def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int) -> None:
+    """Write `checkpoints/best`, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
+    weights = trained_weights(accelerator, model)
+    if accelerator.is_main_process:
+        for rank in range(keep, 1, -1):
+            newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
+            if newer.exists():
+                shutil.rmtree(older, ignore_errors=True)
+                # The best stays where it is until its successor is written, so a crash here loses none.
+                if rank == 2:
+                    shutil.copytree(newer, older)
+                else:
+                    os.replace(newer, older)
+        with replacing_folder(run.best_checkpoint()) as temporary:
+            save_file(weights, temporary / WEIGHTS)
+    accelerator.wait_for_everyone()
+
+
+def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
+    """Restore the weights of `checkpoints/best` into the model. Collective."""
+    best = current_folder(run.best_checkpoint())
+    if best is None:
+        raise FileNotFoundError(f"{run.best_checkpoint()}: no best checkpoint was written")
+    load_trained_weights(accelerator, model, load_file(best / WEIGHTS))
+
+
+def save_model(
+    run: RunFolder, accelerator: Accelerator, model: nn.Module, tokenizer: Any, labels: LabelSpace, recipe: Recipe
+) -> None:
+    """Write `model/`. Collective.
+
+    It holds adapter and head in peft's format (or the whole model), the tokenizer, the labels and the recipe: all that
+    prediction needs besides the pretrained model.
+    """
+    weights = trained_weights(accelerator, model)
+    if accelerator.is_main_process:
+        with replacing_folder(run.model) as temporary:
+            inner: Any = unwrapped(model).model
+            state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+            if hasattr(inner, "peft_config"):
+                inner.save_pretrained(temporary, state_dict=state)
+            else:
+                frozen = {n: t.detach().cpu() for n, t in inner.state_dict().items() if n not in state}
+                inner.save_pretrained(temporary, state_dict={**frozen, **state})
+            tokenizer.save_pretrained(temporary)
+            write_json(temporary / run.labels.name, dataclasses.asdict(labels))
+            text = recipe_to_yaml(recipe)
+            (temporary / run.model_recipe.name).write_text(text, encoding="utf-8", newline="\n")
+    accelerator.wait_for_everyone()

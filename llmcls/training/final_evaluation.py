@@ -1,0 +1,134 @@
+"""The end of a run: the best model scores every split, decisions are tuned on validation, and all is measured."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from llmcls.data.labels import multi_hot
+from llmcls.data.splits import Split
+from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
+from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split, uncertainty
+from llmcls.evaluation.thresholds import Thresholds, Tuning, fixed_thresholds, tune_thresholds
+from llmcls.results.predictions import write_predictions
+from llmcls.training.checkpoints import Progress
+from llmcls.training.setup import TrainingSetup
+from llmcls.training.tracking import duration
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinalEvaluation:
+    """The outcome of a run.
+
+    Attributes
+    ----------
+    metrics : dict
+        The content of metrics.json.
+    thresholds : Thresholds
+    calibration : Calibration
+    """
+
+    metrics: dict[str, Any]
+    thresholds: Thresholds
+    calibration: Calibration
+
+
+def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None, progress: Progress) -> FinalEvaluation:
+    """Evaluate the best model on every split and write the predictions.
+
+    Parameters
+    ----------
+    setup : TrainingSetup
+    scorer : Scorer
+        Of the best model.
+    test_split : Split, optional
+    progress : Progress
+        Of the finished training.
+    """
+    seconds = max(progress.seconds, 1e-9)
+    metrics: dict[str, Any] = {
+        "seed": setup.seed,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "epochs": progress.epoch,
+        "training": {
+            "seconds": progress.seconds,
+            "samples_per_second": progress.samples / seconds,
+            "tokens_per_second": progress.tokens / seconds,
+            "loss": progress.history[-1]["train_loss"],
+            "first_loss": progress.history[0]["train_loss"],
+        },
+        "labels": setup.labels.names,
+        "history": progress.history,
+    }
+    named = {
+        "train": training_sample(setup.train_split, setup.recipe.train.train_metrics_rows, setup.seed),
+        "validation": setup.validation_split,
+        "test": test_split,
+    }
+    splits = {name: split for name, split in named.items() if split is not None}
+    logits = {name: score_split(scorer, split) for name, split in splits.items()}
+    thresholds, calibration = _decide(setup, logits.get("validation"))
+    half = fixed_thresholds(len(setup.labels.names))
+    for name, split in splits.items():
+        values = split.known_labels
+        evaluation = evaluate_logits(logits[name], values, setup.labels, thresholds, calibration)
+        metrics[name] = evaluation.metrics
+        setup.record(progress.step, f"final_{name}", scalars(evaluation.metrics))
+        shown = [evaluation.metrics[key] for key in ("f1_micro", "f1_macro", "loss")]
+        log.info("seed %d  %-10s  micro-F1 %.4f  macro-F1 %.4f  loss %.4f", setup.seed, name, *shown)
+        if name == "train":
+            continue
+        marks = multi_hot(values, len(setup.labels.names))
+        evaluation.metrics |= uncertainty(marks, evaluation.predicted, setup.labels)
+        plain = evaluate_logits(logits[name], values, setup.labels, half, calibration)
+        metrics.setdefault("at_half", {})[name] = scalars(plain.metrics)
+        if setup.accelerator.is_main_process:
+            write_predictions(setup.folder.predictions(name), split, evaluation, setup.labels)
+    log.info(
+        "seed %d  trained in %s, %.1f samples/s", setup.seed, duration(progress.seconds), progress.samples / seconds
+    )
+    return FinalEvaluation(metrics, thresholds, calibration)
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that are a single number."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
+
+
+def training_sample(train_split: Split, rows: int, seed: int) -> Split | None:
+    """Up to ``rows`` training rows, drawn with the seed: enough to see over-fitting. None for no rows."""
+    if rows == 0:
+        return None
+    if rows >= len(train_split):
+        return train_split
+    chosen = np.sort(np.random.default_rng(seed).choice(len(train_split), rows, replace=False))
+    return replace(
+        train_split,
+        tokens=[train_split.tokens[row] for row in chosen],
+        lengths=train_split.lengths[chosen],
+        labels=train_split.known_labels[chosen],
+    )
+
+
+def _decide(setup: TrainingSetup, logits: np.ndarray | None) -> tuple[Thresholds, Calibration]:
+    """Fit calibration and thresholds on validation.
+
+    Parameters
+    ----------
+    setup : TrainingSetup
+    logits : float32 [rows, labels], optional
+        Of the validation split; None if there is none, which leaves 0.5 and no calibration.
+    """
+    if logits is None or setup.validation_split is None:
+        return setup.thresholds, Calibration()
+    train, values, labels = setup.recipe.train, setup.validation_split.known_labels, setup.labels
+    calibration = fit_calibration(train.calibration, logits, values, labels)
+    probabilities = calibrated(logits, calibration, labels)
+    marks = multi_hot(values, len(labels.names))
+    return tune_thresholds(probabilities, marks, labels, Tuning.of(train)), calibration

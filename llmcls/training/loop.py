@@ -1,0 +1,220 @@
+"""The training loop: one seed, on any engine, from the first step or from a checkpoint.
+
+The loss of an optimizer step is the mean over all its rows, on all ranks, however they were cut into micro-batches:
+batch size 4 with 8 accumulation steps is the same as 32 with 1, and the logged number is on the scale of the
+evaluation loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmcls.common.signals import Interrupted, stop_requested
+from llmcls.common.user_error import UserError
+from llmcls.data.batches import Step, collate, plan_epoch, steps_per_epoch
+from llmcls.engine.accelerator import any_rank, gradients_kept_local, sum_over_ranks
+from llmcls.engine.shards import check_shards
+from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split
+from llmcls.recipe.metric_names import metric_direction
+from llmcls.training.checkpoints import Progress, save_best, save_last
+from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
+from llmcls.training.setup import TrainingSetup
+from llmcls.training.tracking import StepDisplay
+
+log = logging.getLogger(__name__)
+
+
+def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress) -> None:
+    """Train from ``progress`` to the end; evaluate, keep the best model and save as the recipe says.
+
+    Raises
+    ------
+    Interrupted
+        If a signal asked to stop; `checkpoints/last` was written before.
+    UserError
+        If the loss is not a number any more.
+    """
+    per_epoch = steps_per_epoch(len(setup.train_split), setup.global_batch_size)
+    display = StepDisplay(setup.total_steps, progress.step, setup.accelerator.is_main_process)
+    interval = _LoggingInterval(progress, setup.accelerator.device)
+    model.train()
+    shards_checked = False
+    try:
+        while progress.step < setup.total_steps and not _out_of_patience(setup, progress):
+            where = (setup.seed, progress.epoch, progress.step_in_epoch)
+            for step in plan_epoch(setup.train_split.lengths, setup.batches, *where, setup.row_weights):
+                interval.add(step, optimizer_step(setup, model, optimizer, scorer.pad_token_id, step, progress.step))
+                progress.step += 1
+                progress.step_in_epoch += 1
+                if not shards_checked:
+                    shards_checked = True
+                    setup.record(progress.step, "engine", check_shards(setup.accelerator, model, optimizer))
+                epoch_done = progress.step_in_epoch == per_epoch
+                if epoch_done:
+                    progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+                display.advance()
+                last = progress.step == setup.total_steps
+                every = setup.recipe.train.eval_steps
+                evaluating = (progress.step % every == 0 if every else epoch_done) or last
+                stopping = any_rank(setup.accelerator, stop_requested(progress.step))
+                if progress.step % setup.recipe.train.logging_steps == 0 or evaluating or stopping:
+                    interval.report(setup, display, per_epoch)
+                if evaluating:
+                    interval.pause()
+                    _evaluate_and_save(setup, model, optimizer, scorer, progress)
+                    interval.resume()
+                if stopping:
+                    save_last(setup.folder, setup.accelerator, model, optimizer, progress)
+                    raise Interrupted(f"stopped by a signal after step {progress.step} of {setup.total_steps}; saved")
+                if last or _out_of_patience(setup, progress):
+                    break
+    finally:
+        display.close()
+    progress.finished = True
+
+
+def optimizer_step(
+    setup: TrainingSetup, model: nn.Module, optimizer: Any, pad_token_id: int, step: Step, number: int
+) -> torch.Tensor:
+    """One optimizer step over the micro-batches of this rank.
+
+    The loss of each micro-batch is weighted by ``ranks / rows of the whole step``. Every engine averages gradients over
+    ranks, so the result is the mean over all rows, also if ranks or micro-batches hold different numbers of them.
+
+    Parameters
+    ----------
+    setup : TrainingSetup
+    model, optimizer
+        As `llmcls.engine.accelerator.prepare` returned them.
+    pad_token_id : int
+    step : Step
+    number : int
+        Optimizer steps done before.
+
+    Returns
+    -------
+    The sum of the losses of this rank's rows, float32 [], on the device.
+    """
+    accelerator, recipe = setup.accelerator, setup.recipe
+    # Dropout is a function of seed, step and rank, so a resumed run draws the masks of an uninterrupted one.
+    sequence = np.random.SeedSequence([setup.seed, number, accelerator.process_index])
+    torch.manual_seed(int(sequence.generate_state(1)[0]))
+    factor = learning_rate_factor(number, setup.total_steps, recipe.train.warmup_ratio, recipe.train.lr_scheduler_type)
+    set_learning_rate(optimizer, recipe.train.learning_rate * factor)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    own = step.micro_batches[accelerator.process_index]
+    for k, rows in enumerate(own):
+        batch = collate(setup.train_split, rows, pad_token_id, setup.packed).to(accelerator.device)
+        assert batch.labels is not None, "training rows have labels"
+        with gradients_kept_local(accelerator, model, last=k == len(own) - 1):
+            losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
+            # A rank without rows for this pass runs it with weight zero, so that the ranks stay in step.
+            weight = accelerator.num_processes / step.rows if len(rows) else 0.0
+            accelerator.backward(losses.sum() * weight)
+        if len(rows):
+            loss_sum += losses.detach().sum()
+    if recipe.train.max_grad_norm > 0:
+        accelerator.clip_grad_norm_(model.parameters(), recipe.train.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss_sum
+
+
+class _LoggingInterval:
+    """Loss and speed since the last report, from the rows that were processed; the loss stays on the device."""
+
+    def __init__(self, progress: Progress, device: torch.device) -> None:
+        self._progress = progress
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._rows = self._tokens = 0
+        self._seconds = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, step: Step, loss_sum: torch.Tensor) -> None:
+        """Count one optimizer step."""
+        self._loss += loss_sum
+        self._rows += step.rows
+        self._tokens += step.tokens
+
+    def pause(self) -> None:
+        """Stop the clock, because evaluating and saving are not training."""
+        elapsed = time.perf_counter() - self._since
+        self._seconds += elapsed
+        self._progress.seconds += elapsed
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Start the clock again."""
+        self._since = time.perf_counter()
+
+    def report(self, setup: TrainingSetup, display: StepDisplay, per_epoch: int) -> None:
+        """Sum over ranks, show, record, and start a new interval."""
+        loss = float(sum_over_ranks(setup.accelerator, self._loss)) / self._rows
+        self.pause()
+        progress, train = self._progress, setup.recipe.train
+        progress.loss_sum += loss * self._rows
+        progress.loss_samples += self._rows
+        progress.samples += self._rows
+        progress.tokens += self._tokens
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{setup.recipe.source}: the training loss is {loss} at step {progress.step}; "
+                f"lower train.learning_rate ({train.learning_rate}) or set model.torch_dtype=bfloat16 or float32"
+            )
+        factor = learning_rate_factor(progress.step - 1, setup.total_steps, train.warmup_ratio, train.lr_scheduler_type)
+        values = {
+            "loss": loss,
+            "epoch": progress.epoch + progress.step_in_epoch / per_epoch,
+            "learning_rate": train.learning_rate * factor,
+            "samples_per_second": self._rows / self._seconds,
+            "tokens_per_second": self._tokens / self._seconds,
+        }
+        seconds_left = (setup.total_steps - progress.step) * progress.seconds / progress.step
+        display.report(progress.step, values, seconds_left)
+        setup.record(progress.step, "train", values)
+        self._loss.zero_()
+        self._rows = self._tokens = 0
+        self._seconds = 0.0
+
+
+def _evaluate_and_save(
+    setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress
+) -> None:
+    """Evaluate on validation, keep the model if it is the best, and write `checkpoints/last`."""
+    entry: dict[str, Any] = {"step": progress.step, "train_loss": progress.loss_sum / max(1, progress.loss_samples)}
+    progress.loss_sum, progress.loss_samples = 0.0, 0
+    better, value, split = True, None, setup.validation_split
+    if split is not None:
+        evaluation = evaluate_logits(score_split(scorer, split), split.known_labels, setup.labels, setup.thresholds)
+        metrics, name = evaluation.metrics, setup.recipe.train.metric_for_best_model
+        value = metrics[name]
+        if value is None:
+            raise setup.recipe.error(
+                "train.metric_for_best_model", f"is {name}, which is undefined on {split.path}; choose another"
+            )
+        better = progress.best_value is None or metric_direction(name) * (value - progress.best_value) > 0
+        progress.stale = 0 if better else progress.stale + 1
+        scalars = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
+        entry |= {"validation": scalars}
+        setup.record(progress.step, "validation", scalars)
+        log.info(
+            "step %d  validation loss %.4f  %s %.4f%s",
+            progress.step, metrics["loss"], name, value, "  (best so far)" if better else "",
+        )  # fmt: skip
+    progress.history.append(entry)
+    if better:
+        progress.best_value, progress.best_step = value, progress.step
+        save_best(setup.folder, setup.accelerator, model, setup.recipe.train.save_total_limit)
+    save_last(setup.folder, setup.accelerator, model, optimizer, progress)
+
+
+def _out_of_patience(setup: TrainingSetup, progress: Progress) -> bool:
+    patience = setup.recipe.train.early_stopping_patience
+    return patience is not None and progress.stale >= patience

@@ -1,0 +1,96 @@
+"""What does not change while one seed is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from llmcls.data.batches import BatchSpec, balanced_weights, steps_per_epoch
+from llmcls.data.labels import LabelSpace, count_positives, multi_hot
+from llmcls.data.splits import Split
+from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
+from llmcls.model.losses import Loss, build_loss
+from llmcls.recipe.schema import Recipe
+from llmcls.results.run_folder import RunFolder
+from llmcls.training.tracking import RunLog
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What does not change while one seed is trained.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    seed : int
+    folder : RunFolder
+    accelerator : Accelerator
+    labels : LabelSpace
+    train_split : Split
+    validation_split : Split, optional
+    global_batch_size : int
+        Rows of an optimizer step over all ranks.
+    packed : bool
+        Whether micro-batches are packed.
+    max_tokens : int
+        Tokens of a micro-batch.
+    run_log : RunLog, optional
+        On the main process only.
+    """
+
+    recipe: Recipe
+    seed: int
+    folder: RunFolder
+    accelerator: Accelerator
+    labels: LabelSpace
+    train_split: Split
+    validation_split: Split | None
+    global_batch_size: int
+    packed: bool
+    max_tokens: int
+    run_log: RunLog | None = None
+
+    @property
+    def batches(self) -> BatchSpec:
+        """The recipe's batches on this number of ranks."""
+        grouped = self.recipe.train.group_by_length
+        return BatchSpec(self.global_batch_size, self.accelerator.num_processes, self.max_tokens, self.packed, grouped)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, unless it stops early."""
+        return total_steps(self.recipe, len(self.train_split), self.global_batch_size)
+
+    @cached_property
+    def loss_of(self) -> Loss:
+        """The recipe's loss, weighted by the label counts of the training split."""
+        positives = count_positives(self.train_split.known_labels, self.labels)
+        device = self.accelerator.device
+        return build_loss(self.labels.problem_type, self.recipe.train, positives, len(self.train_split), device)
+
+    @cached_property
+    def row_weights(self) -> np.ndarray | None:
+        """How often rows are drawn, float64 [rows]; None if each is drawn once per epoch."""
+        if self.recipe.train.sampling == "uniform":
+            return None
+        return balanced_weights(multi_hot(self.train_split.known_labels, len(self.labels.names)))
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of evaluations during training; tuned ones follow at the end."""
+        return fixed_thresholds(len(self.labels.names), at_least_one=self.recipe.train.at_least_one_label)
+
+    def record(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Write values to the log of the run, on the rank that has one."""
+        if self.run_log is not None:
+            self.run_log.write(step, split, values)
+
+
+def total_steps(recipe: Recipe, rows: int, global_batch_size: int) -> int:
+    """Optimizer steps of a whole run over ``rows`` training rows."""
+    planned = recipe.train.num_train_epochs * steps_per_epoch(rows, global_batch_size)
+    return planned if recipe.train.max_steps is None else min(planned, recipe.train.max_steps)

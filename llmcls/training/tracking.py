@@ -1,0 +1,160 @@
+"""Tracking: metrics.jsonl always, TensorBoard and wandb on request, a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from llmcls.common.files import write_text
+from llmcls.common.user_error import UserError
+from llmcls.recipe.load import recipe_to_dict
+from llmcls.recipe.schema import Recipe
+from llmcls.results.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Where the numbers of one run go. Only the main process has one; `close` must be called.
+
+    Parameters
+    ----------
+    run : RunFolder
+    recipe : Recipe
+    resumed_step : int
+        Optimizer steps done; what was logged after it is dropped.
+    """
+
+    def __init__(self, run: RunFolder, recipe: Recipe, resumed_step: int = 0) -> None:
+        _drop_after(run.metrics_log, resumed_step)
+        self._file = run.metrics_log.open("a", encoding="utf-8", newline="\n")
+        self._handler = logging.FileHandler(run.log, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("llmcls").addHandler(self._handler)
+        self._board = _tensorboard(run.tensorboard, resumed_step) if "tensorboard" in recipe.train.report_to else None
+        self._wandb = _wandb(run, recipe) if "wandb" in recipe.train.report_to else None
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Record ``values`` of ``split`` ("train", "validation", "test") after optimizer step ``step``."""
+        self._file.write(json.dumps({"step": step, "split": split, "time": round(time.time(), 3), **values}) + "\n")
+        self._file.flush()
+        numbers = {f"{split}/{name}": v for name, v in flatten(values).items()}
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(numbers | {"step": step})
+
+    def close(self) -> None:
+        """Flush and close all trackers."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+        logging.getLogger("llmcls").removeHandler(self._handler)
+        self._handler.close()
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of nested dictionaries, keys joined by "/"."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+class StepDisplay:
+    """A bar with loss, samples/s, tokens/s and time left on a terminal; a log line per report elsewhere."""
+
+    def __init__(self, total_steps: int, done: int, shown: bool) -> None:
+        self.total = total_steps
+        self._bar = None
+        console = Console(stderr=True)
+        if shown and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                console=console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("training", total=total_steps, completed=done, numbers="")
+            self._bar.start()
+
+    def advance(self) -> None:
+        """One optimizer step done."""
+        if self._bar:
+            self._bar.advance(self._task)
+
+    def report(self, step: int, values: dict[str, float], seconds_left: float) -> None:
+        """Show the numbers of the last logging interval."""
+        numbers = (
+            f"loss {values['loss']:.4f}  {values['samples_per_second']:.1f} samples/s  "
+            f"{values['tokens_per_second']:.0f} tokens/s"
+        )
+        if self._bar:
+            self._bar.update(self._task, numbers=numbers)
+        else:
+            log.info(
+                "step %d/%d  epoch %.2f  %s  lr %.2e  %s left",
+                step, self.total, values["epoch"], numbers, values["learning_rate"], duration(seconds_left),
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Remove what an interrupted run logged after the step it resumes from."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _tensorboard(folder: Path, resumed_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+
+
+def _wandb(run: RunFolder, recipe: Recipe) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "train.report_to names wandb, which is not installed; run `pip install 'llmcls[wandb]'`"
+        ) from None
+    try:
+        started = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", recipe.data.dataset_name),
+            name="/".join(run.path.parts[-3:]),
+            dir=str(run.path),
+            config=recipe_to_dict(recipe),
+            reinit="finish_previous",
+        )
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"train.report_to names wandb, but it did not start ({error}); run `wandb login`, or set WANDB_MODE=offline"
+        ) from None
+    started.define_metric("*", step_metric="step")
+    return started

@@ -1,0 +1,161 @@
+"""The import rules of llmcls/, read from the source. Each rule is also tested against a copy that breaks it."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
+LAYERS = {
+    "common": 0, "recipe": 1, "data": 2, "model": 3, "engine": 4, "evaluation": 5, "results": 6,
+    "training": 7, "prediction": 7, "datasets": 7, "rehearsal": 8,
+}  # fmt: skip
+COMMANDS = 9
+LONGEST = 350
+
+# Files that may use private names of other libraries, and why no public name does.
+PRIVATE_NAMES = {
+    "data/splits.py": "datasets identifies the content of a table by _fingerprint only",
+    "engine/accelerator.py": "accelerate's switch for gradient exchange without its own step counting",
+    "engine/full_state.py": "DeepSpeed links parameters to optimizer state once, before all groups have one",
+    "model/classifier.py": "FSDP's automatic wrapping reads _no_split_modules from the outermost module",
+    "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
+    "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
+}
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Dotted name to file, of every module in a copy of llmcls/."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = ["llmcls", *path.relative_to(package).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(node: ast.AST, known: dict[str, Path]) -> list[str]:
+    """The modules of llmcls that an import statement names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names if alias.name.split(".")[0] == "llmcls"]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llmcls":
+        members = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [member if member in known else str(node.module) for member in members]
+    return []
+
+
+def layer(module: str) -> int:
+    """The layer of a module; llmcls/__init__.py is below all."""
+    parts = module.split(".")
+    return -1 if len(parts) == 1 else LAYERS.get(parts[1], COMMANDS)
+
+
+def private_names_of_others(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of private names that the module uses but does not define."""
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__") and name != "_"
+
+    def of_self(node: ast.Attribute) -> bool:
+        return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    stored = {n.attr for n in attributes if of_self(n) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            if node.attr not in (own | stored if of_self(node) else own):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, alias.name) for alias in node.names if private(alias.name))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and "attr" in node.func.id:
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            yield from ((node.lineno, text) for text in texts if private(text) and text not in own)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves over others."""
+    found, done = [], set()
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            found.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for other in graph[module]:
+                visit(other, [*trail, module])
+            done.add(module)
+
+    for module in graph:
+        visit(module, [])
+    return found
+
+
+def violations(package: Path) -> list[str]:
+    """Every breach of a rule, as a sentence."""
+    found, known = [], modules(package)
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        text = path.read_text(encoding="utf-8")
+        tree, where = ast.parse(text), path.relative_to(package).as_posix()
+        lines = text.count("\n")
+        if lines > LONGEST:
+            found.append(f"{where} has {lines} lines; the limit is {LONGEST}")
+        graph[module] = {other for node in ast.walk(tree) for other in imported(node, known)} - {module}
+        for other in sorted(graph[module]):
+            if other not in known:
+                found.append(f"{where} imports {other}, which does not exist")
+            elif layer(module) == layer(other) == COMMANDS:
+                found.append(f"{where} imports the command {other}")
+            elif layer(other) >= layer(module) and module.split(".")[1:2] != other.split(".")[1:2]:
+                found.append(f"{where} imports {other}, which is not in a lower layer")
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                inside = [name for node in ast.walk(function) for name in imported(node, known)]
+                found += [f"{where} imports {name} inside the function {function.name}" for name in inside]
+        private = list(private_names_of_others(tree))
+        if where not in PRIVATE_NAMES:
+            found += [f"{where}, line {line}: private name {name} of another library" for line, name in private]
+        elif not private:
+            found.append(f"{where} is listed for private names but uses none")
+    graph = {module: {other for other in others if other in graph} for module, others in graph.items()}
+    return found + [f"circle: {circle}" for circle in circles(graph)]
+
+
+def test_the_package_keeps_the_rules() -> None:
+    assert violations(ROOT / "llmcls") == []
+
+
+@pytest.mark.parametrize(
+    "file, line, sentence",
+    [
+        ("data/labels.py", "from llmcls.model.losses import focal", "is not in a lower layer"),
+        ("training/inputs.py", "from llmcls.datasets.products import TOPICS", "is not in a lower layer"),
+        ("check.py", "from llmcls.train import train_seeds", "imports the command llmcls.train"),
+        ("data/labels.py", "def late():\n    from llmcls.common.logit import logit", "inside the function late"),
+        ("data/labels.py", "import torch\ntorch._C", "private name _C of another library"),
+        ("data/labels.py", "from torch import _dynamo", "private name _dynamo of another library"),
+        ("data/labels.py", "getattr(np, '_core')", "private name _core of another library"),
+        ("data/tables.py", "\n" * LONGEST, f"the limit is {LONGEST}"),
+        ("recipe/schema.py", "from llmcls.recipe.load import load_recipe", "circle: llmcls.recipe"),
+        ("data/labels.py", "from llmcls.nowhere import anything", "which does not exist"),
+    ],
+)
+def test_a_breach_is_found(tmp_path: Path, file: str, line: str, sentence: str) -> None:
+    package = tmp_path / "llmcls"
+    shutil.copytree(ROOT / "llmcls", package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (package / file).open("a", encoding="utf-8") as out:
+        out.write(f"\n{line}\n")
+    assert [found for found in violations(package) if sentence in found]
+
+
+def test_every_module_has_its_test() -> None:
+    package = ROOT / "llmcls"
+    wanted = [path.relative_to(package) for path in modules(package).values() if path.name != "__init__.py"]
+    missing = [str(p) for p in wanted if not (ROOT / "tests" / p.parent / f"test_{p.name}").is_file()]
+    assert missing == []

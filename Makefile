@@ -1,9 +1,9 @@
-# Thin: the work is in launch/run.py, which Windows users call through launch\run.cmd.
+# A thin wrapper around launch/run.py, which Windows users call with launch\run.cmd.
 PYTHON ?= python3
 
-.PHONY: setup demo test bench
+.PHONY: setup demo fast test docs bench
 
-setup demo test:
+setup demo fast test docs:
 	$(PYTHON) launch/run.py $@
 
 bench: setup

@@ -1,16 +1,16 @@
-"""Speed and memory on one GPU with the shapes of Llama-3.2-1B and Llama-3.1-8B and random weights.
+"""Measure speed and memory on one GPU with the shapes of Llama-3.2-1B and Llama-3.1-8B and random weights.
 
     python bench/gpu.py [--shapes 1B 8B] [--steps 20]
 
-Texts have lognormal lengths (mean 300, sigma 0.9, at most 1,024 tokens). For bf16 LoRA and 4-bit LoRA it reports
-texts/s, tokens/s, peak memory, and model FLOP utilisation against a matrix multiplication timed in the same run:
+Texts have lognormal lengths (mean 300, sigma 0.9, at most 1,024 tokens). For bf16 LoRA and 4-bit LoRA, the script
+reports texts/s, tokens/s, peak memory, and model FLOP utilisation relative to a matrix multiplication that it times:
 
     LoRA training   4 N T + 4 x 2 L h sum(l^2) / 2      N body weights, T tokens, L layers, h width, l text lengths
     prediction      2 N T + 2 x 2 L h sum(l^2) / 2
 
-(2 N a token forward and 2 N back to the inputs; the weights' own gradients are not computed. Causal attention does half
-of 2 x 2 l^2 h forward a layer. Recomputation is not counted as work.) Without a GPU it runs to the end with a tiny
-shape on the CPU, to show that it works, and writes nothing.
+A token takes 2 N in the forward pass and 2 N for the gradients of the inputs; gradients of frozen weights are not
+computed. Causal attention takes half of 2 x 2 l^2 h per layer in the forward pass. Recomputation is not counted.
+Without a GPU, the script runs with a tiny shape on the CPU, to show that it works, and writes nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 LABELS = 10
 
 
-def write_base(folder: Path, shape: str) -> None:
-    """A random base model of a shape, in bf16, and a tokenizer."""
+def write_model(folder: Path, shape: str) -> None:
+    """Write a random model of a shape, in bf16, and a tokenizer."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from llmcls.datasets.products import make_corpus
@@ -60,28 +60,48 @@ def write_base(folder: Path, shape: str) -> None:
     train_tokenizer(make_corpus(200, 0)).save_pretrained(folder)
 
 
-def probe(device: torch.device) -> float:
-    """FLOP/s of a large bf16 matrix multiplication here and now."""
+def measure_matmul(device: torch.device) -> float:
+    """Measure the FLOP/s of a large bf16 matrix multiplication."""
     side = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
-    wait(device)
-    began = time.perf_counter()
+    synchronize(device)
+    start = time.perf_counter()
     for _ in range(10):
         a @ b
-    wait(device)
-    return 10 * 2 * side**3 / (time.perf_counter() - began)
+    synchronize(device)
+    return 10 * 2 * side**3 / (time.perf_counter() - start)
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> dict[str, float]:
-    """Train ``steps`` optimizer steps of 32 texts and predict as many texts."""
+    """Measure training and prediction.
+
+    Parameters
+    ----------
+    folder : Path
+        With the model in ``base``.
+    four_bit : bool
+        Whether to store the frozen weights in 4 bits.
+    steps : int
+        Timed optimizer steps of 32 texts, after three steps to warm up.
+    cap : int
+        Maximum number of tokens per text.
+    budget : int
+        Tokens of a micro-batch.
+
+    Returns
+    -------
+    dict
+        "texts", "tokens" and "squares" (of the text lengths) per second in training, the same in prediction with the
+        prefix "predicted", "peak" memory in GiB, "body" weights (0 in 4-bit), and whether the model "packs".
+    """
     from llmcls.data.batches import plan_epoch
     from llmcls.data.labels import LabelSpace
     from llmcls.data.splits import Split
@@ -127,22 +147,22 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
     done = 0
     for number, step in enumerate(plan_epoch(lengths, setup.batches, 0, 0)):
         if number == 3:
-            wait(device)
-            began = time.perf_counter()
+            synchronize(device)
+            start = time.perf_counter()
             timed = np.zeros(0, dtype=np.int64)
         optimizer_step(setup, model, optimizer, 0, step, number)
         if number >= 3:
             done += step.rows
             timed = np.concatenate([timed, *step.micro_batches[0]])
-    wait(device)
-    seconds = time.perf_counter() - began
+    synchronize(device)
+    seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
     scorer = make_scorer(accelerator, model, labels, 0, recipe)
     score_split(scorer, split)
-    wait(device)
-    began = time.perf_counter()
+    synchronize(device)
+    start = time.perf_counter()
     score_split(scorer, split)
-    predicting = time.perf_counter() - began
+    predicting = time.perf_counter() - start
     accelerator.free_memory()
     return {
         "texts": done / seconds, "tokens": lengths[timed].sum() / seconds, "peak": peak, "body": float(body),
@@ -153,7 +173,7 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
 
 
 def main() -> None:
-    """Measure, print, and write what a GPU gave."""
+    """Measure, print the table, and write it if a GPU was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=["1B", "8B"], default=["1B", "8B"])
     parser.add_argument("--steps", type=int, default=20)
@@ -161,9 +181,9 @@ def main() -> None:
     a = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    rate = probe(device)
+    rate = measure_matmul(device)
     lines = [
-        f"{machine()}. In-run probe: {rate / 1e12:.2f} TFLOP/s in bf16.",
+        f"{machine()}. Matrix multiplication: {rate / 1e12:.2f} TFLOP/s in bf16.",
         f"Micro-batches of {a.micro_batch_tokens} tokens.",
         "",
         "| shape | weights | texts/s | tokens/s | utilisation | peak GiB | predict texts/s | utilisation |",
@@ -173,24 +193,25 @@ def main() -> None:
         body = 0.0
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_base(folder / "base", shape)
+            write_model(folder / "base", shape)
             for four_bit in (False, True):
                 cap, budget = (1024, a.micro_batch_tokens) if on_gpu else (64, 256)
-                found = measure(folder, four_bit, a.steps if on_gpu else 3, cap, budget)
-                body = found["body"] or body
+                measured = measure(folder, four_bit, a.steps if on_gpu else 3, cap, budget)
+                body = measured["body"] or body
                 attention = 2 * SHAPES[shape]["num_hidden_layers"] * SHAPES[shape]["hidden_size"]
-                train = (4 * body * found["tokens"] + 2 * attention * found["squares"]) / rate
-                predict = (2 * body * found["predicted_tokens"] + attention * found["predicted_squares"]) / rate
+                train = (4 * body * measured["tokens"] + 2 * attention * measured["squares"]) / rate
+                predict = (2 * body * measured["predicted_tokens"] + attention * measured["predicted_squares"]) / rate
                 lines.append(
-                    f"| {shape} | {'4-bit' if four_bit else 'bf16'} | {found['texts']:.1f} | {found['tokens']:.0f} "
-                    f"| {train:.0%} | {found['peak']:.1f} | {found['predicted']:.1f} | {predict:.0%} |"
+                    f"| {shape} | {'4-bit' if four_bit else 'bf16'} | {measured['texts']:.1f} "
+                    f"| {measured['tokens']:.0f} | {train:.0%} | {measured['peak']:.1f} "
+                    f"| {measured['predicted']:.1f} | {predict:.0%} |"
                 )
                 print(lines[-1], flush=True)
     print("\n".join(lines))
     if on_gpu:
         write_section("One GPU", lines)
     else:
-        print("no GPU here: a tiny shape ran on the CPU, and nothing was written")
+        print("no GPU is visible: a tiny shape ran on the CPU, and nothing was written")
 
 
 if __name__ == "__main__":

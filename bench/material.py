@@ -1,4 +1,4 @@
-"""What the races run on: a sample of Reuters with story-llama where they are given, else the quickstart's set."""
+"""Data and model of the comparisons: a sample of Reuters with a given model, or the data of the quickstart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Material:
-    """Files of one race. name: for the table."""
+    """Data and model of one comparison.
+
+    Attributes
+    ----------
+    name : str
+        For the table.
+    model : str
+        Folder or name of the pretrained model.
+    train, test : Path
+        CSV files.
+    text_fields, labels : list of str
+        Their text columns and label columns.
+    max_length : int
+        Tokens per text.
+    """
 
     name: str
     model: str
@@ -30,7 +44,7 @@ class Material:
     max_length: int
 
     def recipe(self, *overrides: str) -> Recipe:
-        """The Reuters recipe on this material."""
+        """The recipe reuters_lora.yaml with these files and this model."""
         files = {"train_csv": self.train, "val_csv": "", "test_csv": self.test}
         os.environ.setdefault("REUTERS_DIR", ".")
         return load_recipe(
@@ -49,39 +63,54 @@ class Material:
 
 
 def prepare(folder: Path, rows: int, test_rows: int, max_length: int = 512, uniform: int | None = None) -> Material:
-    """Write a sample of ``rows`` training and ``test_rows`` test texts to ``folder``.
+    """Write a sample of the data as CSV files.
 
-    With ``uniform``, only texts of at least that many tokens are taken, and cut to it: all of one length.
+    Reuters and a model are used if REUTERS_DIR and REUTERS_MODEL are set; otherwise both are generated.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write.
+    rows, test_rows : int
+        Number of training and test texts.
+    max_length : int
+        Tokens per text.
+    uniform : int, optional
+        Give all training texts this number of tokens: only texts that are at least as long are used, and truncated.
+
+    Returns
+    -------
+    Material
     """
     folder.mkdir(parents=True, exist_ok=True)
     source, model = os.environ.get("REUTERS_DIR"), os.environ.get("REUTERS_MODEL")
     if source and model:
-        found = Material(
+        material = Material(
             "Reuters", model, Path(source, "train.csv"), Path(source, "test.csv"), ["title", "body"], [], 0
         )
-        with found.train.open(encoding="utf-8", newline="") as file:
+        with material.train.open(encoding="utf-8", newline="") as file:
             header = next(csv.reader(file))
-        found.labels = [c for c in header if c not in ("uid", "id", "title", "body", "text")]
+        material.labels = [c for c in header if c not in ("uid", "id", "title", "body", "text")]
     else:
         write_data(folder / "all", 0, {"train": 2 * rows, "validation": 10, "test": test_rows})
         model = str(folder / "tiny-llama")
         write_tiny_llama(Path(model), make_corpus(2000, 0), 0, 200)
-        found = Material(
+        material = Material(
             "products (quickstart)", model, folder / "all" / "train.csv", folder / "all" / "test.csv",
             ["title", "description"], list(TOPICS), 0,
         )  # fmt: skip
-    found.max_length = uniform or max_length
+    material.max_length = uniform or max_length
     tokenizer = None
     if uniform:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(found.model)
+        tokenizer = AutoTokenizer.from_pretrained(material.model)
     for split, count in (("train", rows), ("test", test_rows)):
-        with getattr(found, split).open(encoding="utf-8", newline="") as file:
+        with getattr(material, split).open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         random.Random(0).shuffle(lines)
         if tokenizer is not None and split == "train":
-            texts = ["\n".join(line[f] for f in found.text_fields if line[f]) for line in lines]
+            texts = ["\n".join(line[f] for f in material.text_fields if line[f]) for line in lines]
             lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
             lines = [line for line, length in zip(lines, lengths, strict=True) if length >= uniform]
         chosen = [lines[i % len(lines)] | {"uid": str(i)} for i in range(count)] if tokenizer else lines[:count]
@@ -90,20 +119,20 @@ def prepare(folder: Path, rows: int, test_rows: int, max_length: int = 512, unif
             writer = csv.DictWriter(file, list(chosen[0]))
             writer.writeheader()
             writer.writerows(chosen)
-        setattr(found, split, path)
-    return found
+        setattr(material, split, path)
+    return material
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over rounds of ours by theirs, each pair run right after each other."""
+    """The median over rounds of ours / theirs; both sides of a round are measured directly after each other."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def write_section(title: str, lines: list[str]) -> None:
-    """Replace one section of bench/results.md, or add it."""
+    """Replace a section of bench/results.md, or add it at the end."""
     path = ROOT / "bench" / "results.md"
     text = (
-        path.read_text(encoding="utf-8") if path.exists() else "# Measured\n\nWritten by the scripts of this folder.\n"
+        path.read_text(encoding="utf-8") if path.exists() else "# Results\n\nWritten by the scripts in this folder.\n"
     )
     before, _, rest = text.partition(f"\n## {title}\n")
     after = rest.partition("\n## ")
@@ -113,7 +142,7 @@ def write_section(title: str, lines: list[str]) -> None:
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """The device and the versions of a measurement."""
     import platform
 
     import torch

@@ -1,4 +1,4 @@
-"""The competitor: a plain Hugging Face `Trainer` script for multi-label LoRA, in its best usual form."""
+"""The competitor: a plain script for multi-label LoRA with the Hugging Face `Trainer`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,25 @@ import torch
 def train_with_trainer(
     recipe: Any, seed: int, batch_size: int, accumulation: int, grouped: bool, folder: Path
 ) -> dict[str, float]:
-    """Train on a recipe's data with `Trainer`; returns seconds, samples and test micro-F1.
+    """Train with `Trainer` and dynamic padding on the data of a recipe.
 
-    Dynamic padding in every form; ``grouped`` draws batches of like lengths.
+    Parameters
+    ----------
+    recipe : Recipe
+    seed : int
+    batch_size : int
+        Texts per forward pass.
+    accumulation : int
+        Forward passes per optimizer step.
+    grouped : bool
+        Whether to draw batches of similar lengths.
+    folder : Path
+        Output folder of the `Trainer`.
+
+    Returns
+    -------
+    dict
+        "seconds" of training, number of training "samples", and "f1", the micro-F1 on the test split.
     """
     from datasets import load_dataset
     from peft import LoraConfig, TaskType, get_peft_model
@@ -73,9 +89,9 @@ def train_with_trainer(
         model=model, args=arguments, train_dataset=sets["train"], data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )  # fmt: skip
-    began = time.perf_counter()
+    start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     logits = trainer.predict(sets["test"]).predictions
     true = np.array(sets["test"]["labels"])
     return {

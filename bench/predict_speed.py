@@ -1,9 +1,9 @@
-"""Race prediction against a plain evaluation loop in arrival order, at batch 4 and 32, turn by turn.
+"""Compare prediction with a plain evaluation loop in the order of the file, at batch 4 and 32.
 
     python bench/predict_speed.py [--rows 2000] [--rounds 3]
 
-Both read the same CSV with the same trained adapter and give probabilities; the labels must be the same. Timed is the
-way from tokenized texts to probabilities on the host; reading and tokenizing is the same for both and left out.
+Both predict the same texts with the same trained adapter, and must predict the same labels. The time from tokenized
+texts to probabilities on the host is measured. Reading and tokenizing are the same for both and not measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from bench.material import machine, median_ratio, prepare, write_section  # noqa
 
 
 def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tuple[float, np.ndarray]:
-    """What a script would do: the adapter on its base, arrival order, dynamic padding with a mask."""
+    """Predict as a plain script does: a separate adapter, the order of the file, dynamic padding with a mask.
+
+    Returns
+    -------
+    seconds : float
+    probabilities : float32 [rows, labels]
+    """
     from peft import PeftModel
 
     from llmcls.model.pretrained import load_pretrained
@@ -34,10 +40,10 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, _ = load_pretrained(run.recipe.model, run.labels, device)
     model = PeftModel.from_pretrained(base, run.folder / "model").to(device).eval()
-    # Any id that no text ends with serves its pooling, which looks for the last token that is not the pad id.
+    # The pooling of transformers looks for the last token that is not the pad id, so no text may end with this id.
     base.config.pad_token_id = pad_token_id
     out = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(split), batch_size):
             texts = [split.tokens[i] for i in range(first, min(len(split), first + batch_size))]
@@ -49,11 +55,11 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
                 mask[i, : len(text)] = 1
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             out.append(torch.sigmoid(logits.float()).cpu())
-    return time.perf_counter() - began, torch.cat(out).numpy()
+    return time.perf_counter() - start, torch.cat(out).numpy()
 
 
 def ours(run: Any, split: Any, pad_token_id: int) -> tuple[float, np.ndarray]:
-    """What `llmcls.predict` does between reading and writing."""
+    """Predict as `llmcls.predict` does between reading and writing; returns the same as `plain_loop`."""
     from accelerate import Accelerator
 
     from llmcls.evaluation.metrics import to_probabilities
@@ -64,13 +70,13 @@ def ours(run: Any, split: Any, pad_token_id: int) -> tuple[float, np.ndarray]:
     classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
-    began = time.perf_counter()
+    start = time.perf_counter()
     probabilities = to_probabilities(score_split(scorer, split), run.labels.problem_type)
-    return time.perf_counter() - began, probabilities
+    return time.perf_counter() - start, probabilities
 
 
 def main() -> None:
-    """Train briefly, race, print, write."""
+    """Train briefly, compare, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -98,31 +104,31 @@ def main() -> None:
         )
         assert PartialState().num_processes == 1
         pad = tokenizer.pad_token_id
-        times: dict[str, list[float]] = {"llmcls": [], "plain loop, batch 4": [], "plain loop, batch 32": []}
+        speeds: dict[str, list[float]] = {"llmcls": [], "plain loop, batch 4": [], "plain loop, batch 32": []}
         for number in range(a.rounds):
             answers = {}
             for contestant, batch in (("llmcls", 0), ("plain loop, batch 4", 4), ("plain loop, batch 32", 32)):
                 seconds, found = plain_loop(run, split, pad, batch) if batch else ours(run, split, pad)
-                times[contestant].append(len(split) / seconds)
+                speeds[contestant].append(len(split) / seconds)
                 answers[contestant] = found
-                print(f"round {number + 1}  {contestant:22}  {times[contestant][-1]:7.1f} texts/s", flush=True)
+                print(f"round {number + 1}  {contestant:22}  {speeds[contestant][-1]:7.1f} texts/s", flush=True)
             for contestant, found in answers.items():
                 different = int(((found >= 0.5) != (answers["llmcls"] >= 0.5)).any(axis=1).sum())
-                apart = float(np.abs(found - answers["llmcls"]).max())
+                difference = float(np.abs(found - answers["llmcls"]).max())
                 assert different == 0, (
-                    f"{contestant}: {different} rows have other labels (probabilities {apart:.1e} off)"
+                    f"{contestant}: {different} rows have other labels (probabilities differ by {difference:.1e})"
                 )
     lines = [
         f"{machine()}. {material.name}, {len(split)} test texts, max_length 512, float32 LoRA,",
-        f"{a.rounds} rounds in turn; medians of ratios.",
+        f"{a.rounds} rounds, taking turns; speedups are medians over rounds.",
         "",
-        "| | texts/s, each round | llmcls is faster by |",
+        "| | texts/s in each round | speedup of llmcls |",
         "|---|---|---|",
     ]
-    for contestant, speeds in times.items():
-        ratio = "" if contestant == "llmcls" else f"{median_ratio(times['llmcls'], speeds):.2f}"
-        lines.append(f"| {contestant} | {', '.join(f'{s:.1f}' for s in speeds)} | {ratio} |")
-    lines += ["", "Every contestant gave every text the same labels."]
+    for contestant, found in speeds.items():
+        ratio = "" if contestant == "llmcls" else f"{median_ratio(speeds['llmcls'], found):.2f}"
+        lines.append(f"| {contestant} | {', '.join(f'{s:.1f}' for s in found)} | {ratio} |")
+    lines += ["", "All contestants predicted the same labels for every text."]
     write_section("Prediction", lines)
     print("\n".join(lines))
 

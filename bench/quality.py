@@ -1,9 +1,9 @@
-"""What each change brings on Reuters, and what the recipe reaches over its seeds, beside TF-IDF with a linear model.
+"""Measure the effect of each change on Reuters, and compare the recipe over its seeds with TF-IDF and a linear model.
 
     REUTERS_DIR=... [REUTERS_MODEL=...] python bench/quality.py
 
-The steps build on one another, one change a line, each one seed; REUTERS_MODEL (any small pretrained decoder) is where
-they begin, and without it they begin at the recipe's own model. Writes bench/results.md.
+Each line of the first table adds one change to the line above and trains one seed. The first lines start from
+REUTERS_MODEL, any small pretrained decoder; without it, they are left out. Writes bench/results.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = ["train.loss=cross_entropy"]
 CAUSAL = ["model.bidirectional=false"]
 LAST = ["model.pooling=last"]
 LORA = ["model.lora_r=8", "model.lora_alpha=32", "model.lora_target_modules=[all-linear]"]
-# What each line changes, and what it still lacks of the recipe.
+# The change of each line, and the overrides that undo the later changes of the recipe.
 PRETRAINED = [
     ("a pretrained decoder, LoRA r 8, last token, causal", [*LORA, *LAST, *CAUSAL, *PLAIN, *SHORT]),
     ("all weights trained", [*LAST, *CAUSAL, *PLAIN, *SHORT, "train.learning_rate=1.0e-3"]),
@@ -35,13 +35,29 @@ PRETRAINED = [
     ("every token sees the whole text", [*PLAIN, *SHORT, "train.learning_rate=1.0e-3"]),
 ]
 OWN = [
-    ("a tokenizer of these texts, random weights", [*PLAIN, *SHORT]),
+    ("a tokenizer trained on these texts, random weights", [*PLAIN, *SHORT]),
     ("8 epochs instead of 4, weight decay 0.1 instead of 0.01", PLAIN),
 ]
 
 
 def train(model: str, name: str, overrides: list[str], folder: Path) -> Path:
-    """Train in a process of its own; returns the experiment's folder."""
+    """Train the recipe in a separate process.
+
+    Parameters
+    ----------
+    model : str
+        Folder or name of the model to start from.
+    name : str
+        Name of the variant.
+    overrides : list of str
+    folder : Path
+        For the results.
+
+    Returns
+    -------
+    Path
+        The folder of the experiment.
+    """
     from llmcls.recipe.load import load_recipe
     from llmcls.results.run_folder import ExperimentFolder
 
@@ -57,31 +73,32 @@ def train(model: str, name: str, overrides: list[str], folder: Path) -> Path:
 
 
 def line(what: str, found: dict) -> str:
-    """A row of the table of changes."""
-    test, half = found["test"], found["at_half"]["test"]
+    """A row of the first table."""
+    test, at_half = found["test"], found["at_half"]["test"]
     return (
-        f"| {what} | {half['f1_micro']:.4f} | {half['f1_macro']:.4f} | {test['f1_micro']:.4f} | {test['f1_macro']:.4f} "
+        f"| {what} | {at_half['f1_micro']:.4f} | {at_half['f1_macro']:.4f} "
+        f"| {test['f1_micro']:.4f} | {test['f1_macro']:.4f} "
         f"| {found['training']['seconds'] / 60:.1f} |"
     )
 
 
 def interval(found: dict, metric: str) -> str:
-    """A metric with its bootstrap interval."""
+    """A metric with its bootstrap interval, as text."""
     low, high = found["intervals"][metric]
     return f"{found[metric]:.4f} ({low:.4f} to {high:.4f})"
 
 
 def read(run: Path) -> dict:
-    """A run's metrics."""
+    """The metrics of a run."""
     return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Train, print, write."""
+    """Train, print the tables and write them."""
     if "REUTERS_DIR" not in os.environ:
-        sys.exit("set REUTERS_DIR to the folder of train.csv, validation.csv and test.csv")
+        sys.exit("error: REUTERS_DIR is not set; set it to the folder of train.csv, validation.csv and test.csv")
     pretrained = os.environ.get("REUTERS_MODEL")
-    header = "| change | micro-F1 at 0.5 | macro-F1 at 0.5 | micro-F1, own thresholds | macro-F1 | minutes |"
+    header = "| change | micro-F1 at 0.5 | macro-F1 at 0.5 | micro-F1, tuned thresholds | macro-F1 | minutes |"
     lines = [header, "|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -90,8 +107,8 @@ def main() -> None:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         steps = [(pretrained, *step) for step in PRETRAINED] if pretrained else []
         steps += [(model, *step) for step in OWN]
-        for i, (base, what, overrides) in enumerate(steps):
-            root = train(base, f"step{i}", [*overrides, "exp.seeds=[1]", "exp.baselines=false"], folder)
+        for i, (start, what, overrides) in enumerate(steps):
+            root = train(start, f"step{i}", [*overrides, "exp.seeds=[1]", "exp.baselines=false"], folder)
             lines.append(line(what, read(root / "run_0")))
             print(lines[-1], flush=True)
         root = train(model, "final", ["exp.baselines=true"], folder)
@@ -108,7 +125,7 @@ def main() -> None:
     lines += ["", "| test | micro-F1 | macro-F1 |", "|---|---|---|"]
     for what, values in (
         ("the recipe, per-class thresholds, mean of seeds", [r["test"] for r in runs]),
-        ("the same at 0.5", [r["at_half"]["test"] for r in runs]),
+        ("the recipe, thresholds of 0.5, mean of seeds", [r["at_half"]["test"] for r in runs]),
     ):
         cells = []
         for metric in ("f1_micro", "f1_macro"):
@@ -130,10 +147,10 @@ def main() -> None:
         lines.append(f"| {name}, per-class thresholds | {interval(test, 'f1_micro')} | {interval(test, 'f1_macro')} |")
     lines.append("")
     lines += [
-        "In brackets: the range of the seeds (means), or the 95 % bootstrap interval over test rows. The seeds begin",
-        "at the same random weights (`llmcls.scratch` draws them once); head and order of texts differ.",
+        "In parentheses: for means, the range over the seeds; otherwise, the 95 % bootstrap interval over test rows.",
+        "All seeds start from the same random weights (from `llmcls.scratch`); the head and the order of texts differ.",
     ]
-    write_section("Quality", [f"{machine()}. Reuters-21578, ten topics, test split; one change a line.", "", *lines])
+    write_section("Quality", [f"{machine()}. Reuters-21578, ten topics, test split; one change per line.", "", *lines])
     print("\n".join(lines))
 
 

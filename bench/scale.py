@@ -1,15 +1,17 @@
-"""What rows and ranks cost: 100 to 1,000,000 short texts with a two-layer model, and one rank against two.
+"""Measure the cost of rows and ranks: 100 to 1,000,000 short texts with a two-layer model, and one rank against two.
 
     python bench/scale.py [--rows 100 10000 1000000]
 
-Each stage is a process of its own, so that its peak memory is its own: look (read, check, tokenize), train (one epoch),
-predict. Steadiness compares the samples/s of the last tenth of the training with the first (its first report left out).
+Each stage runs in a separate process, to measure its peak memory: check (read, validate, tokenize), train (one epoch),
+predict. The ratio of the samples/s in the last and the first tenth of training shows whether the speed is constant. The
+first logging interval is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from llmcls.model.tiny import train_tokenizer  # noqa: E402
 
 
 def write_untrained_llama(folder: Path) -> None:
-    """Two layers, 32 wide, random: the cost of rows is what is measured."""
+    """Write a random model with two layers of width 32, so small that the cost of rows dominates."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     tokenizer = train_tokenizer(make_corpus(200, 0))
@@ -40,7 +42,7 @@ def write_untrained_llama(folder: Path) -> None:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Short product titles with two labels."""
+    """Write a CSV file of short product titles with two labels."""
     words = ["garden", "kitchen", "novel", "album", "drone", "kettle", "film", "rake", "puzzle", "lamp"]
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write("uid,text,even,third\n")
@@ -48,9 +50,16 @@ def write_rows(path: Path, count: int) -> None:
             file.write(f"r{i},a {words[i % 10]} and {words[i // 10 % 10]} no {i % 977},{i % 2},{int(i % 3 == 0)}\n")
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds, and the peak of the main process's own memory in GiB (Linux: VmHWM)."""
-    began = time.perf_counter()
+def execute(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Run a command and measure it.
+
+    Returns
+    -------
+    seconds : float
+    peak : float
+        Peak memory of the main process in GiB (VmHWM, on Linux only).
+    """
+    start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, stdout=subprocess.DEVNULL)
         peak = [0.0]
@@ -73,19 +82,19 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
         if code:
             errors.seek(0)
             sys.exit(errors.read().decode(errors="replace")[-3000:])
-    return time.perf_counter() - began, peak[0]
+    return time.perf_counter() - start, peak[0]
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100, 10_000, 1_000_000])
     a = parser.parse_args()
     lines = [
         f"{machine()}. Texts of about ten tokens, a random two-layer model of width 32, LoRA r 4, float32.",
-        "Peak memory is that of the process, PyTorch included.",
+        "Peak memory is that of the process, including PyTorch.",
         "",
-        "| rows | look: s, GiB | train: s, GiB, samples/s | last tenth / first | predict: s, GiB |",
+        "| rows | check: s, GiB | train: s, GiB, samples/s | last tenth / first | predict: s, GiB |",
         "|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as name:
@@ -108,21 +117,21 @@ def main() -> None:
                 encoding="utf-8",
             )
             python = [sys.executable, "-m"]
-            look = run([*python, "llmcls.check", str(recipe)], environment)
-            train = run([*python, "llmcls.train", str(recipe)], environment)
-            folder_of_run = folder / "outputs" / "model" / f"rows{count}" / "run_0"
-            predict = ["--run", str(folder_of_run), "--input", str(data), "--output", str(folder / "out.jsonl")]
-            predicted = run([*python, "llmcls.predict", *predict], environment)
+            check = execute([*python, "llmcls.check", str(recipe)], environment)
+            train = execute([*python, "llmcls.train", str(recipe)], environment)
+            run_folder = folder / "outputs" / "model" / f"rows{count}" / "run_0"
+            predict = ["--run", str(run_folder), "--input", str(data), "--output", str(folder / "out.jsonl")]
+            predicted = execute([*python, "llmcls.predict", *predict], environment)
             with (folder / "out.jsonl").open(encoding="utf-8") as file:
                 assert sum(1 for _ in file) == count
-            log = [json.loads(line) for line in (folder_of_run / "metrics.jsonl").open(encoding="utf-8")]
+            log = [json.loads(line) for line in (run_folder / "metrics.jsonl").open(encoding="utf-8")]
             speeds = [line["samples_per_second"] for line in log if line["split"] == "train"][1:]
             tenth = max(1, len(speeds) // 10)
-            steady = sum(speeds[-tenth:]) / sum(speeds[:tenth]) if len(speeds) > 10 else float("nan")
-            overall = json.loads((folder_of_run / "metrics.json").read_text())["training"]["samples_per_second"]
+            ratio = sum(speeds[-tenth:]) / sum(speeds[:tenth]) if len(speeds) > 10 else float("nan")
+            overall = json.loads((run_folder / "metrics.json").read_text())["training"]["samples_per_second"]
             lines.append(
-                f"| {count:,} | {look[0]:.0f}, {look[1]:.2f} | {train[0]:.0f}, {train[1]:.2f}, {overall:.0f} "
-                f"| {'' if steady != steady else format(steady, '.2f')} | {predicted[0]:.0f}, {predicted[1]:.2f} |"
+                f"| {count:,} | {check[0]:.0f}, {check[1]:.2f} | {train[0]:.0f}, {train[1]:.2f}, {overall:.0f} "
+                f"| {'' if math.isnan(ratio) else format(ratio, '.2f')} | {predicted[0]:.0f}, {predicted[1]:.2f} |"
             )
             print(lines[-1], flush=True)
             if count == sorted(a.rows)[len(a.rows) // 2]:
@@ -130,15 +139,15 @@ def main() -> None:
                     command = [*python, "accelerate.commands.launch", "--config_file", "accel_configs/cpu.yaml"]
                     command += ["--num_processes", str(processes), "-m", "llmcls.train", str(recipe)]
                     command += [f"exp.run_name=ranks{processes}", f"train.batch_size={128 // processes}"]
-                    run(command, environment)
+                    execute(command, environment)
                     found = (
                         folder / "outputs" / "model" / f"rows{count}" / f"ranks{processes}" / "run_0" / "metrics.json"
                     )
                     ranks[processes] = json.loads(found.read_text())["training"]["samples_per_second"]
         lines += [
             "",
-            f"Ranks on the same cores, same optimizer batch: one {ranks[1]:.0f} samples/s, two {ranks[2]:.0f} "
-            f"({ranks[2] / ranks[1]:.2f} times).",
+            f"On the same cores with the same optimizer batch: {ranks[1]:.0f} samples/s with one rank, "
+            f"{ranks[2]:.0f} with two ({ranks[2] / ranks[1]:.2f} times as many).",
         ]
     write_section("Scale", lines)
     print("\n".join(lines))

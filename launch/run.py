@@ -1,11 +1,11 @@
-"""One command for every system: set up, demo, test, and train with the profile that fits the hardware.
+"""One command on every system: set up, demo, test, and train with the profile that fits the hardware.
 
     python launch/run.py demo
     python launch/run.py test
     python launch/run.py train recipes/amazon.yaml [--profile ddp] [--dry-run] [--slurm] [key=value ...]
 
-Needs nothing but Python: it sets up the environment if there is none, assembles the ``accelerate launch`` command,
-prints it and runs it.
+Needs only Python: sets up the environment if there is none, builds the ``accelerate launch`` command, prints it, and
+runs it.
 """
 
 from __future__ import annotations
@@ -25,30 +25,41 @@ from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 
 from llmcls.engine.hardware import find_hardware  # noqa: E402
 
+# Run tests in parallel; more than four processes would need too much memory.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"]
+UNIT_TESTS = "not slow and not distributed and not slurm and not gpu"
+DOCS = ["build", "--strict", "--quiet"]
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code."""
+    """Run a subcommand and return the exit code."""
     parser = argparse.ArgumentParser(prog="launch/run.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make .venv and install the pinned packages")
     commands.add_parser("demo", help="set up, make a small data set and model, train, predict")
-    test = commands.add_parser("test", help="set up, run the tests and the linter")
+    test = commands.add_parser("test", help="set up, run all tests, the linter, the type checker and the docs build")
     test.add_argument("pytest", nargs=argparse.REMAINDER, help="passed on to pytest")
-    train = commands.add_parser("train", help="train a recipe on what this machine has")
+    fast = commands.add_parser("fast", help="set up, run only the unit tests, for quick feedback")
+    fast.add_argument("pytest", nargs=argparse.REMAINDER, help="passed on to pytest")
+    docs = commands.add_parser(
+        "docs", help="set up, build the documentation into site/; --serve shows it while you edit"
+    )
+    docs.add_argument("--serve", action="store_true")
+    train = commands.add_parser("train", help="train a recipe with the profile that fits this machine")
     train.add_argument("recipe")
     train.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.add_argument("--profile", help="a name in accel_configs/ or a file; chosen from the hardware if left out")
-    train.add_argument("--processes", type=int, help="processes in all; one per GPU if left out")
+    train.add_argument("--processes", type=int, help="number of processes over all machines; one per GPU if left out")
     train.add_argument("--machines", type=int, help="number of machines (with --machine-rank and --main-ip)")
     train.add_argument("--machine-rank", type=int, default=0)
     train.add_argument("--main-ip", help="address of machine 0")
     train.add_argument("--main-port", type=int, default=29500)
-    train.add_argument("--model-size", help="for the choice of profile, e.g. 8B; read from the recipe if left out")
-    train.add_argument("--hardware", help="a JSON file that describes the hardware instead of looking at it")
-    train.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
+    train.add_argument("--model-size", help="such as 8B, to choose the profile; read from the recipe if left out")
+    train.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
+    train.add_argument("--dry-run", action="store_true", help="print the command without running it")
     train.add_argument("--slurm", action="store_true", help="submit slurm/train.sh instead of running here")
     arguments, unknown = parser.parse_known_args(argv)
-    # argparse takes overrides that follow an option for unknown; they are positional all the same.
+    # argparse reports overrides that follow an option as unknown, although they are positional arguments.
     if unknown and (arguments.command != "train" or any(u.startswith("-") for u in unknown)):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command == "train":
@@ -61,11 +72,15 @@ def main(argv: list[str] | None = None) -> int:
         return demo()
     if arguments.command == "test":
         return run_tests(arguments.pytest)
+    if arguments.command == "fast":
+        return execute([python_to_use(), "-m", "pytest", *PARALLEL, "-m", UNIT_TESTS, *arguments.pytest])
+    if arguments.command == "docs":
+        return execute([python_to_use(), "-m", "mkdocs", *(["serve"] if arguments.serve else DOCS)])
     return 0
 
 
 def demo() -> int:
-    """The quickstart from nothing to predictions."""
+    """Run the quickstart: make the data and the model, train, and predict. Returns the exit code."""
     python, recipe = python_to_use(), "recipes/quickstart.yaml"
     predictions = "demo/predictions.jsonl"
     chosen = choose([recipe])
@@ -78,7 +93,7 @@ def demo() -> int:
     ]
     for step in steps:
         show(step)
-        code = run(step)
+        code = execute(step)
         if code:
             return code
     print(
@@ -95,26 +110,28 @@ def demo() -> int:
 
 
 def run_tests(extra: list[str]) -> int:
-    """Tests, then the linter; both are run, either can fail."""
+    """Run the tests, the linter, the type checker and the docs build; returns the worst exit code."""
     python = python_to_use()
     steps = [
-        [python, "-m", "pytest", *extra],
+        [python, "-m", "pytest", *PARALLEL, *extra],
         [python, "-m", "ruff", "check", "."],
         [python, "-m", "ruff", "format", "--check", "."],
+        [python, "-m", "mypy"],
+        [python, "-m", "mkdocs", *DOCS],
     ]
-    return max(run(step) for step in steps)
+    return max(execute(step) for step in steps)
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    """Choose a profile, print the command, run or submit it."""
+    """Choose a profile, print the command, and run or submit it. Returns the exit code."""
     options = {
         "--profile": arguments.profile,
         "--machines": arguments.machines,
         "--model-size": arguments.model_size,
         "--hardware": arguments.hardware,
     }
-    words = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-    chosen = choose([arguments.recipe, *arguments.overrides, *words])
+    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    chosen = choose([arguments.recipe, *arguments.overrides, *given])
     if isinstance(chosen, int):
         return chosen
     profile, machines = Path(chosen["file"]), chosen["machines"]
@@ -139,16 +156,27 @@ def train_command(arguments: argparse.Namespace) -> int:
         print("error: several machines need --main-ip, the address of machine 0", file=sys.stderr)
         return 2
     if not arguments.slurm:
-        # The launcher wraps a user's error in its own traceback; this finds it first and reports it plainly.
-        code = run([python_to_use(), "-m", "llmcls.check", arguments.recipe, *arguments.overrides])
+        # The launcher prints its own traceback below an error of the user. The check reports such errors without it.
+        code = execute([python_to_use(), "-m", "llmcls.check", arguments.recipe, *arguments.overrides])
         if code:
             return code
-    return run(command)
+    return execute(command)
 
 
 def choose(arguments: list[str]) -> dict[str, Any] | int:
-    """What `llmcls.profile` chooses, or its exit code after an error; prints the reason for a choice."""
-    # From where the user is, so that relative paths mean what they say; the profiles are the project's.
+    """Choose a profile with `llmcls.profile` and print the reason.
+
+    Parameters
+    ----------
+    arguments : list of str
+        Of `llmcls.profile`.
+
+    Returns
+    -------
+    dict or int
+        The choice: "profile", "file", "processes", "reason", "gpus" and "machines". After an error, its exit code.
+    """
+    # Run in the folder of the user, because relative paths on the command line refer to it.
     command = [python_to_use(), "-m", "llmcls.profile", *arguments, "--json"]
     done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:
@@ -160,32 +188,32 @@ def choose(arguments: list[str]) -> dict[str, Any] | int:
 
 
 def accelerate_command(recipe: str, overrides: list[str], profile: Path, processes: int) -> list[str]:
-    """The command a person would type."""
+    """The command that starts training with a profile."""
     launch = [python_to_use(), "-m", "accelerate.commands.launch", "--config_file", shown(profile)]
     return [*launch, "--num_processes", str(processes), "-m", "llmcls.train", recipe, *overrides]
 
 
 def shown(path: Path) -> str:
-    """A path relative to here where it can be."""
+    """A path, relative to the current folder if possible."""
     try:
         return os.path.relpath(path)
-    except ValueError:  # another drive on Windows
+    except ValueError:  # on another drive of Windows
         return str(path)
 
 
 def show(command: list[str]) -> None:
-    """Print a command as it would be typed on this system."""
+    """Print a command as a user would type it on this system."""
     typed = ["accelerate", "launch", *command[3:]] if "accelerate.commands.launch" in command else command
     print("$ " + (subprocess.list2cmdline(typed) if os.name == "nt" else shlex.join(typed)), flush=True)
 
 
-def run(command: list[str]) -> int:
-    """Run in the foreground, from where the user is; returns the exit code."""
+def execute(command: list[str]) -> int:
+    """Run a command in the foreground and in the folder of the user; returns the exit code."""
     return subprocess.run(command, env=environment()).returncode
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child process: UTF-8, and this project importable from any folder, installed or not."""
+    """The environment of a child process: UTF-8, and llmcls can be imported from any folder, installed or not."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     return os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": path}
 

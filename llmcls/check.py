@@ -1,7 +1,7 @@
 """Check a recipe before training: ``python -m llmcls.check RECIPE [key=value ...]``.
 
-Loads the recipe, reads and tokenizes the data (training then finds it in the cache), opens the configuration and the
-tokenizer of the model, and prints what training will do. Every error that can be found without training is found here.
+Loads the recipe, reads and tokenizes the data (training then reads it from the cache), opens the configuration and the
+tokenizer of the model, and prints what training will do. Reports every error that can be found without training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("llmcls.check")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check a recipe and report."""
+    """Check a recipe and print what training will do."""
     parser = command_parser("check", "Check a recipe, its data and its model, without training.")
     add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """The console command: ``llmcls COMMAND ...`` does what ``python -m llmcls.COMMAND ...`` does.
 
-Each command has its own parser; this module only lists them and hands over the arguments, so that ``llmcls --help`` is
-quick and both forms behave the same.
+Each command has its own parser. This module only lists the commands and passes the arguments on, so that
+``llmcls --help`` is quick and both forms behave the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer
 
 from llmcls.common.command import run_command
 
-# Command to its group and what it does, in the order of the help text.
+# Group and description of each command, in the order of the help text.
 COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
     "predict": ("Train and predict", "Classify the texts of a table with a trained run."),
@@ -27,7 +27,7 @@ COMMANDS = {
     "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
     "report": ("After training", "Render report.html and the summary of finished runs again."),
     "folder": ("For job scripts", "Print the folder of a recipe's results."),
-    "sweep": ("For job scripts", "Answer one question about a sweep; slurm/sweep.sh asks them."),
+    "sweep": ("For job scripts", "Answer one question about a sweep, for slurm/sweep.sh."),
 }
 
 app = typer.Typer(
@@ -41,16 +41,18 @@ app = typer.Typer(
 )
 
 
-def _register(name: str, group: str, words: str) -> None:
+def _register(name: str, group: str, description: str) -> None:
+    """Add a command to `app`; its module is imported when it is called."""
+
     def command(context: typer.Context) -> None:
         module = importlib.import_module(f"llmcls.{name}")
         run_command(lambda: module.main(context.args))
 
-    # Everything after the command, --help too, belongs to the command's own parser.
+    # The parser of the command reads everything after its name, including --help.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(
         name,
-        help=words,
+        help=description,
         rich_help_panel=group,
         context_settings=settings,
         add_help_option=False,
@@ -58,5 +60,5 @@ def _register(name: str, group: str, words: str) -> None:
     )(command)
 
 
-for _name, (_group, _words) in COMMANDS.items():
-    _register(_name, _group, _words)
+for _name, (_group, _description) in COMMANDS.items():
+    _register(_name, _group, _description)

@@ -1,4 +1,4 @@
-"""Compare two runs: ``python -m llmcls.compare A B`` says whether B is better, worse, or the difference is noise."""
+"""Compare two runs: ``python -m llmcls.compare A B`` prints whether B is better, worse, or the difference is noise."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llmcls.results.comparison import comparison_lines
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the verdicts."""
+    """Compare two sides and print the result of each metric."""
     parser = command_parser("compare", "Is run B better than run A, or is the difference noise?")
-    parser.add_argument("first", metavar="A", help="a run folder, or a folder of runs: then all its seeds count")
-    parser.add_argument("second", metavar="B", help="likewise")
+    parser.add_argument("first", metavar="A", help="a run folder, or a folder of runs, whose seeds all count")
+    parser.add_argument("second", metavar="B", help="the same, for the other side")
     parser.add_argument("--split", choices=["validation", "test"], help="default: test if all runs predicted it")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples")
     arguments = parser.parse_args(argv)

@@ -8,7 +8,7 @@ from llmcls.results.run_folder import ExperimentFolder
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print one path."""
+    """Print the path."""
     parser = command_parser("folder", "Print the folder of a recipe's results.")
     add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)

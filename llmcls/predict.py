@@ -1,8 +1,8 @@
 """Predict a table with a trained run: one JSON line per row, in the order of the input.
 
 ``python -m llmcls.predict --run outputs/.../run_0 --input texts.csv --output predictions.jsonl`` needs the run folder
-and the pretrained model. ``--recipe R.yaml`` instead of ``--run`` uses the best run of the recipe. Lines go to
-``<output>.partial`` as they are made; an interrupted prediction resumes where it stopped.
+and the pretrained model. ``--recipe R.yaml`` instead of ``--run`` uses the best run of the recipe. Finished rows are
+appended to ``<output>.partial``, so an interrupted prediction resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from llmcls.results.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Predict a table with a trained run, or with the mean of several."""
+    """Predict a table with a trained run, or with the mean of several runs."""
     parser = command_parser("predict", "Classify texts with a trained run.")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", nargs="+", help="a run folder, outputs/.../run_0; of several, the mean is predicted")
-    which.add_argument("--recipe", help="the recipe that was trained; its best run on validation is used")
+    which.add_argument("--run", nargs="+", help="a run folder, outputs/.../run_0; with several, predict their mean")
+    which.add_argument("--recipe", help="the trained recipe; uses its best run on validation")
     parser.add_argument("--input", required=True, help="CSV, TSV, JSONL or Parquet with the recipe's text columns")
     parser.add_argument("--output", required=True, help="the JSONL file to write")
-    parser.add_argument("--ensemble", action="store_true", help="with --recipe: the mean of all its finished seeds")
+    parser.add_argument("--ensemble", action="store_true", help="with --recipe: predict the mean of all finished seeds")
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.run and arguments.overrides:
-        raise UserError("command line: overrides go with --recipe; a run folder has its own recipe")
+        raise UserError("command line: overrides need --recipe; with --run, leave them out (a run has its own recipe)")
     if arguments.run and arguments.ensemble:
-        raise UserError("command line: --ensemble goes with --recipe; with --run, name all the runs")
+        raise UserError("command line: --ensemble needs --recipe; with --run, name all run folders instead")
     if arguments.run:
         folders = [RunFolder(Path(folder)) for folder in arguments.run]
     else:

@@ -1,7 +1,7 @@
 """Ready-made data: ``python -m llmcls.prepare NAME --out DIR`` writes CSV files for the recipes.
 
-NAME is amazoncat-13k, ag_news, yelp, go_emotions, reuters, or hub (any hub dataset, by its columns). Each writes
-train, validation and test CSVs and label_mapping.json, which holds the original name, the column and the count of every
+NAME is amazoncat-13k, ag_news, yelp, go_emotions, reuters, or hub (any dataset of the hub, by its columns). Writes CSV
+files for train, validation and test, and label_mapping.json with the original name, the column and the count of every
 label.
 """
 
@@ -16,15 +16,15 @@ from llmcls.datasets.sources import SOURCES
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepare one dataset."""
+    """Write the files of one dataset."""
     parser = command_parser("prepare", "Write a known dataset, or any dataset of the hub, as CSV files.")
     parser.add_argument("name", choices=sorted(SOURCES), help="the dataset; hub: any dataset, by its columns")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--top", type=int, help="keep the most frequent labels (amazoncat-13k and reuters: 10)")
     parser.add_argument("--keep-unlabelled", action="store_true", help="keep rows that have none of the kept labels")
-    parser.add_argument("--validation", type=float, default=0.1, help="share of training rows, where no split is given")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of training rows, without a given split")
     parser.add_argument("--limit", type=int, help="maximum number of rows per split, drawn at random")
-    parser.add_argument("--seed", type=int, default=0, help="of the random draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws")
     parser.add_argument("--source", help="reuters: the folder of reut2-*.sgm; hub: the dataset's name[:config]")
     parser.add_argument("--text", nargs="+", default=[], help="hub: the text columns")
     parser.add_argument("--label", help="hub: the label column (a class, or a list of classes)")

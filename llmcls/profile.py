@@ -1,4 +1,4 @@
-"""Say which profile fits a recipe and the hardware: ``python -m llmcls.profile RECIPE [key=value ...]``."""
+"""Choose the profile that fits a recipe and the hardware: ``python -m llmcls.profile RECIPE [key=value ...]``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llmcls.recipe.load import load_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the profile, the number of processes and the reason; as one JSON object with ``--json``."""
+    """Print the profile, the number of processes and the reason, or one JSON object with ``--json``."""
     parser = command_parser("profile", "Choose the profile that fits a recipe and the hardware.")
     add_recipe_arguments(parser)
-    parser.add_argument("--profile", help="take this profile, and say only how many processes it uses here")
+    parser.add_argument("--profile", help="use this profile, and only determine its number of processes")
     parser.add_argument("--machines", type=int, help="number of machines")
     parser.add_argument("--model-size", help="such as 8B; read from the recipe if left out")
-    parser.add_argument("--hardware", help="a JSON file that describes the hardware instead of looking at it")
+    parser.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
     parser.add_argument("--json", action="store_true", help="print a JSON object, for programs")
     arguments = parser.parse_intermixed_args(argv)
     hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()

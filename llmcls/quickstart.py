@@ -1,4 +1,4 @@
-"""Material for a first run without a network: ``python -m llmcls.quickstart --out demo``.
+"""Make a demo data set and a tiny model, without a network: ``python -m llmcls.quickstart --out demo``.
 
 Writes product texts to ``demo/data/{train,validation,test}.csv`` and a tiny pretrained Llama to ``demo/tiny-llama``.
 """
@@ -14,10 +14,10 @@ from llmcls.model.tiny import write_tiny_llama
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make what does not exist yet."""
+    """Write the files that do not exist yet."""
     parser = command_parser("quickstart", "Make a demo data set and a tiny model.")
     parser.add_argument("--out", default="demo", help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="of data and model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and the model")
     parser.add_argument(
         "--rows", type=int, default=4000, help="training rows; validation and test get an eighth and a quarter"
     )
@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     data, model = out / "data", out / "tiny-llama"
-    sizes = {"train": arguments.rows, "validation": arguments.rows // 8, "test": arguments.rows // 4}
-    if arguments.force or not all((data / f"{name}.csv").exists() for name in sizes):
-        write_data(data, arguments.seed, sizes)
-        print(f"data: {', '.join(f'{n} {name}' for name, n in sizes.items())} rows -> {data}", flush=True)
+    rows = {"train": arguments.rows, "validation": arguments.rows // 8, "test": arguments.rows // 4}
+    if arguments.force or not all((data / f"{name}.csv").exists() for name in rows):
+        write_data(data, arguments.seed, rows)
+        print(f"data: {', '.join(f'{n} {name}' for name, n in rows.items())} rows -> {data}", flush=True)
     else:
         print(f"data: exists in {data}", flush=True)
     if arguments.force or not model.exists():

@@ -1,8 +1,8 @@
 """Rehearse a cluster job on a laptop: ``python -m llmcls.rehearse RECIPE --profile PROFILE --processes N``.
 
 Runs the real engine of the profile (DDP, FSDP2, ZeRO) on CPU processes over gloo, with the recipe in miniature: some
-optimizer steps, an evaluation, a checkpoint, a stop and a resume, a prediction. Then prints what this proved, what it
-could not prove, and how much memory the real model needs on each GPU.
+optimizer steps, an evaluation, a checkpoint, a stop and a resume, and a prediction. Then prints what the rehearsal
+proved, what it cannot prove, and how much memory the real model needs on each GPU.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NOT_PROVED = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Rehearse and report; exit code 1 if a result was wrong."""
+    """Rehearse and print the results; the exit code is 1 if a result is wrong."""
     parser = command_parser("rehearse", "Rehearse a profile on CPU processes.")
     add_recipe_arguments(parser)
-    parser.add_argument("--profile", required=True, help="a file, or a name in accel_configs/")
+    parser.add_argument("--profile", required=True, help="a profile file, or a name in accel_configs/")
     parser.add_argument("--processes", type=int, default=2, help="number of CPU processes")
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps; stopped and resumed in the middle")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps; training stops and resumes half-way")
     parser.add_argument("--keep", help="keep the miniature and its runs in this folder")
     arguments = parser.parse_intermixed_args(argv)
     datasets.disable_progress_bars()

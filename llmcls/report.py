@@ -1,7 +1,7 @@
-"""Render reports again from finished runs: ``python -m llmcls.report RUN`` or ``python -m llmcls.report EXPERIMENT``.
+"""Render the reports of finished runs again: ``python -m llmcls.report RUN`` or ``python -m llmcls.report EXPERIMENT``.
 
-For a run folder, writes its report.html. For a folder of runs, writes the report of every finished run and the
-summary over seeds.
+For a run folder, writes its report.html. For a folder of runs, writes the report of every finished run and the summary
+over seeds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from llmcls.results.summary import render_summary
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Render the reports and print where they are."""
+    """Render the reports and print their paths."""
     parser = command_parser("report", "Render report.html and the summary of finished runs again.")
-    parser.add_argument("folder", help="a run folder, outputs/.../run_0, or the folder of all seeds above it")
+    parser.add_argument("folder", help="a run folder, outputs/.../run_0, or the folder of all its seeds")
     arguments = parser.parse_args(argv)
     folder = Path(arguments.folder)
     runs = runs_in(folder)

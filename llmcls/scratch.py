@@ -1,8 +1,8 @@
-"""A model without pretraining: ``python -m llmcls.scratch RECIPE`` writes a small decoder and its tokenizer.
+"""Write a model without pretraining: ``python -m llmcls.scratch RECIPE`` makes a small decoder and its tokenizer.
 
-For a machine without a GPU and texts of one kind: a tokenizer trained on the training texts makes them short, and a
-Llama of two layers with random weights, trained as a whole (``lora_r: 0``), becomes a classifier in minutes. The
-folder is the recipe's ``model.model_name``.
+Meant for machines without a GPU and for texts of one kind. A tokenizer that is trained on the training texts encodes
+them in few tokens, and a Llama with two layers and random weights, trained as a whole (``lora_r: 0``), becomes a
+classifier in minutes. The model is written to ``model.model_name`` of the recipe.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     """Write the model."""
     parser = command_parser("scratch", "Write a small random decoder and a tokenizer for the texts of a recipe.")
     add_recipe_arguments(parser)
-    parser.add_argument("--vocabulary", type=int, default=Size.vocabulary, help="pieces of the tokenizer")
-    parser.add_argument("--hidden", type=int, default=Size.hidden, help="width, a multiple of 32")
-    parser.add_argument("--layers", type=int, default=Size.layers, help="decoder layers")
-    parser.add_argument("--cased", action="store_true", help="distinguish capital letters")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--vocabulary", type=int, default=Size.vocabulary, help="number of tokens of the tokenizer")
+    parser.add_argument("--hidden", type=int, default=Size.hidden, help="width of the model, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=Size.layers, help="number of layers")
+    parser.add_argument("--cased", action="store_true", help="distinguish upper and lower case")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     a = parser.parse_intermixed_args(argv)
     configure_logging(main_process=True)
     if a.hidden < 32 or a.hidden % 32 or a.layers < 1 or a.vocabulary < 512:

@@ -1,7 +1,7 @@
-"""Sweeps: a grid of recipe values times seeds, as numbered tasks, and the table over them.
+"""Sweeps: every combination of a grid of recipe values with every seed, as numbered tasks, and a table of the results.
 
-``python -m llmcls.sweep count|task|sbatch|summary GRID`` is what `slurm/sweep.sh` calls. A grid is a small YAML file:
-recipe, profile, seeds, grid (recipe key to list of values), and optionally overrides, at_once, sbatch.
+`slurm/sweep.sh` calls ``python -m llmcls.sweep count|task|sbatch|summary GRID``. A grid is a YAML file with the keys
+recipe, profile, seeds, grid (recipe key to list of values), and optionally overrides, at_once and sbatch.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from llmcls.results.sweep_summary import write_sweep_summary
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Answer one question about a grid on stdout."""
-    parser = command_parser("sweep", "Answer one question about a sweep; slurm/sweep.sh asks them.")
+    """Print the answer to one question about a grid."""
+    parser = command_parser("sweep", "Answer one question about a sweep, for slurm/sweep.sh.")
     parser.add_argument("question", choices=["count", "task", "sbatch", "summary"], help="what to print")
     parser.add_argument("grid", help="a grid YAML file, such as slurm/grid.yaml")
-    parser.add_argument("index", nargs="?", type=int, help="for task: its number, from 0")
+    parser.add_argument("index", nargs="?", type=int, help="with task: its number, from 0")
     arguments = parser.parse_args(argv)
     grid = load_grid(arguments.grid)
     tasks = tasks_of(grid)
     if arguments.question == "count":
-        # The recipe of every task is read here, so that an error stops the sweep and not each of its jobs.
+        # Load the recipe of every task, so that an error stops the sweep before any job is submitted.
         for task in tasks:
             load_recipe(grid.recipe, task.overrides)
         print(len(tasks))
     elif arguments.question == "task":
         if arguments.index is None or not 0 <= arguments.index < len(tasks):
-            raise UserError(f"{grid.source} has the tasks 0 to {len(tasks) - 1}, not {arguments.index}")
+            raise UserError(f"{grid.source} has no task {arguments.index}; its tasks are 0 to {len(tasks) - 1}")
         print("\n".join([grid.recipe, grid.profile, *tasks[arguments.index].overrides]))
     elif arguments.question == "sbatch":
-        # The last --array wins, and this one limits how many run at once.
+        # sbatch uses the last --array; this one also limits how many tasks run at the same time.
         limit = [f"--array=0-{len(tasks) - 1}%{grid.at_once}"] if grid.at_once else []
         print("".join(f"{option}\n" for option in [*grid.sbatch, *limit]), end="")
     else:

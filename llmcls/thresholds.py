@@ -14,15 +14,17 @@ from llmcls.results.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Tune on the validation predictions of a run, decide its predictions again, and print what changed."""
+    """Tune on the validation predictions of a run, apply the new thresholds, and print what changed."""
     parser = command_parser("thresholds", "Tune the thresholds of a finished run again, without training.")
     parser.add_argument("--run", required=True, help="a run folder, outputs/.../run_0")
     parser.add_argument("--metric", default="f1", help="f1, f0.5, f2, ... or recall@precision=0.9")
     parser.add_argument(
         "--rule", choices=["per_class", "global", "fixed"], default="per_class", help="kind of threshold"
     )
-    parser.add_argument("--shrinkage", type=float, default=20.0, help="positives that count as much as the global one")
-    parser.add_argument("--value", type=float, default=0.5, help="with --rule fixed")
+    parser.add_argument(
+        "--shrinkage", type=float, default=20.0, help="positives that count as much as the global threshold"
+    )
+    parser.add_argument("--value", type=float, default=0.5, help="the threshold for --rule fixed")
     parser.add_argument("--at-least-one", action="store_true", help="every text gets at least one label")
     arguments = parser.parse_args(argv)
     try:

@@ -1,6 +1,6 @@
 """The training command: ``accelerate launch --config_file PROFILE -m llmcls.train RECIPE [key=value ...]``.
 
-Reads from top to bottom: load the recipe, load the data once, and for each seed build the model, run the loop,
+The module reads from top to bottom: load the recipe, load the data once, and for each seed build the model, train,
 evaluate, and write the run folder; then summarise the seeds.
 """
 
@@ -20,7 +20,15 @@ from llmcls.common.files import write_json
 from llmcls.common.logs import configure_logging
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, watch_signals
 from llmcls.data.batches import global_batch_size
-from llmcls.engine.accelerator import engine_name, open_accelerator, prepare, shards_state, unwrapped
+from llmcls.engine.accelerator import (
+    engine_name,
+    loading_device,
+    open_accelerator,
+    prepare,
+    shards_state,
+    unwrapped,
+)
+from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.evaluation.baselines import cached_baselines
 from llmcls.evaluation.calibration import save_calibration
 from llmcls.evaluation.scoring import make_scorer
@@ -30,9 +38,10 @@ from llmcls.model.classifier import count_parameters
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
 from llmcls.results.report import write_report
-from llmcls.results.run_folder import ExperimentFolder, RunFolder, claim_run_folder, recipe_of_run
+from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.summary import write_summary
 from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
+from llmcls.training.claim import claim_run_folder
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
@@ -42,7 +51,7 @@ from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
 from llmcls.training.tracking import RunLog
 
-# By name: run as a command, this module is called "__main__".
+# Named explicitly, because as a command this module is called "__main__".
 log = logging.getLogger("llmcls.train")
 
 
@@ -65,7 +74,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Train every seed, one after the other, then write the summary."""
+    """Train every seed, one after the other, and write the summary.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    accelerator : Accelerator
+
+    Raises
+    ------
+    UserError
+        If data, model or recipe do not match, or a run folder belongs to another recipe.
+    Interrupted
+        If a signal stopped the training; the checkpoint is saved.
+    """
     experiment = ExperimentFolder.of(recipe)
     runs = [experiment.run(i) for i in range(len(recipe.exp.seeds))]
     for run, seed in zip(runs, recipe.exp.seeds, strict=True):
@@ -73,12 +95,12 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
     baselines = None
-    if accelerator.is_main_process:
-        baselines = cached_baselines(recipe, inputs.labels, experiment.baselines)
-    accelerator.wait_for_everyone()
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            baselines = cached_baselines(recipe, inputs.labels, experiment.baselines)
     for run, seed in zip(runs, recipe.exp.seeds, strict=True):
-        if run.metrics.exists():
-            log.info("seed %d: already finished, kept as it is (%s)", seed, run.path)
+        if from_main(accelerator, run.metrics.exists()):
+            log.info("seed %d: already finished, nothing to do (%s)", seed, run.path)
             continue
         train_one_seed(recipe, seed, run, inputs, baselines, accelerator)
     if accelerator.is_main_process:
@@ -94,9 +116,22 @@ def train_one_seed(
     baselines: dict[str, Any] | None,
     accelerator: Accelerator,
 ) -> None:
-    """Train one seed, or resume it, and write everything in its run folder."""
+    """Train one seed, or resume it, and write everything in its run folder.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    seed : int
+    run : RunFolder
+        Claimed for this recipe and seed.
+    inputs : Inputs
+        The data, loaded once for all seeds.
+    baselines : dict, optional
+        Metrics by baseline and split, for the report.
+    accelerator : Accelerator
+    """
     set_seed(seed)
-    classifier = build_classifier(recipe, inputs.labels, accelerator.device)
+    classifier = build_classifier(recipe, inputs.labels, accelerator.device, loading_device(accelerator))
     trainable, total = count_parameters(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
     model, optimizer = prepare(accelerator, classifier, optimizer)
@@ -125,19 +160,19 @@ def train_one_seed(
     if progress.step:
         log.info("seed %d: resuming after step %d", seed, progress.step)
         if progress.global_batch_size != rows:
-            log.info("an optimizer step keeps the %d texts it started with", progress.global_batch_size)
+            log.info("optimizer steps keep the %d texts that the run started with", progress.global_batch_size)
     scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
     try:
         train_loop(setup, model, optimizer, scorer, progress)
         load_best(run, accelerator, model)
         saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
         if shards_state(accelerator):
-            # Writing on one rank disturbs the gathering of shards in a later forward pass, so evaluate first.
+            # Writing on one rank can disturb the gathering of shards in a later forward pass, so evaluate first.
             final = evaluate_run(setup, scorer, inputs.test_split, progress)
             save_model(*saving)
         else:
             save_model(*saving)
-            # As `predict` does, so that both add in the same order and agree to the last bit.
+            # `predict` merges the adapter as well. Both then add in the same order and agree to the last bit.
             unwrapped(model).merge_adapter()
             final = evaluate_run(setup, scorer, inputs.test_split, progress)
         if accelerator.is_main_process:
@@ -150,7 +185,7 @@ def train_one_seed(
     finally:
         if setup.run_log is not None:
             setup.run_log.close()
-        # The next seed needs the memory of this one, and accelerate would count the old model as a second one.
+        # Free the memory for the next seed. Accelerate would also treat the old model as a second one.
         accelerator.free_memory()
     del classifier, model, optimizer, scorer
     gc.collect()

@@ -1,25 +1,25 @@
-# Sourced by the job scripts: one launcher per node, and what to do when the job is about to lose its nodes.
+# Sourced by the job scripts: starts one launcher per node, and requeues a job that reaches its time limit.
 # shellcheck shell=bash
 
-# sbatch runs a copy of the script from elsewhere; the project is where it was submitted.
+# sbatch runs a copy of the script from another folder. The project is in the folder where the job was submitted.
 cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
 if [ -x .venv/bin/python ]; then
     export PATH="$PWD/.venv/bin:$PATH"
 fi
-# Export HEAD_NODE where a node's name does not lead to the network the GPUs talk over.
+# Export HEAD_NODE if the name of a node does not resolve to the network that the GPUs use.
 HEAD_NODE=${HEAD_NODE:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 PORT=$((20000 + SLURM_JOB_ID % 10000))
 export HEAD_NODE PORT
 
-# launch PROFILE MODULE [ARGUMENT ...]: one accelerate launcher on every node of the job.
+# launch PROFILE MODULE [ARGUMENT ...]: start one accelerate launcher on every node of the job.
 launch() {
     case $1 in
         */cpu.yaml) PER_NODE=${PROCESSES_PER_NODE:-1} ;;
         *) PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} ;;
     esac
     export PER_NODE
-    # Single quotes: the node's number must be read on the node. The launcher ignores USR1, of which it would die;
-    # the trainers it starts listen to it.
+    # Single quotes: SLURM_NODEID must be read on the node. USR1 would end the launcher, so the launcher ignores it; the
+    # training processes handle it.
     # shellcheck disable=SC2016
     exec srun --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c '
         trap "" USR1
@@ -28,29 +28,29 @@ launch() {
             --num_processes "$((PER_NODE * SLURM_NNODES))" -m "$@"' "$@"
 }
 
-# run SIGNAL PROFILE MODULE [ARGUMENT ...]: launch, and when told to stop (USR1: the time limit is near; TERM)
-# tell the step by SIGNAL, wait until it has saved itself, and put the job back into the queue.
-run() {
-    local how=$1 stopped='' code
+# launch_and_requeue SIGNAL PROFILE MODULE [ARGUMENT ...]: launch. On USR1 (the time limit is near) or TERM, send SIGNAL
+# to the job step, wait until it has saved a checkpoint, and put the job back into the queue.
+launch_and_requeue() {
+    local signal=$1 stopped='' code
     shift
     launch "$@" &
     local step=$!
-    # The step may be starting up and not listening yet, so it is told until it ends.
+    # The step may still be starting and not handle signals yet, so the signal is repeated until the step ends.
     # shellcheck disable=SC2064
-    trap "stopped=yes; (while kill -s $how $step 2> /dev/null; do sleep 10; done) &" USR1 TERM
-    # `wait` comes back early when a signal arrives.
+    trap "stopped=yes; (while kill -s $signal $step 2> /dev/null; do sleep 10; done) &" USR1 TERM
+    # `wait` returns early when a signal arrives.
     while kill -0 "$step" 2> /dev/null; do
         wait "$step"
     done
     wait "$step"
     code=$?
     if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then
-        # Not RUNNING: the user cancelled it, or Slurm preempted it and requeues it by itself.
+        # In any other state than RUNNING, the user has cancelled the job, or Slurm has preempted and requeued it.
         case $(scontrol show job -o "$SLURM_JOB_ID") in
             *JobState=RUNNING*)
                 echo "stopped in time; job $SLURM_JOB_ID goes back into the queue"
                 trap - USR1 TERM
-                # Slurm ends this script when it has put the job back; ended by itself, the job could count as failed.
+                # Slurm ends this script after the requeue. If the script ended first, the job could count as failed.
                 scontrol requeue "$SLURM_JOB_ID" && sleep 120
                 ;;
         esac
@@ -58,7 +58,7 @@ run() {
     exit "$code"
 }
 
-# log_to FOLDER: from here on, the job's words go to the results they belong to.
+# log_to FOLDER: write the rest of the output to a log file in FOLDER.
 log_to() {
     mkdir -p "$1"
     echo "log: $1/slurm-$SLURM_JOB_ID.log"

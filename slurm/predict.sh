@@ -3,8 +3,8 @@
 #
 #   sbatch --gpus-per-node=4 slurm/predict.sh RUN_FOLDER INPUT.csv OUTPUT.jsonl [PROFILE]
 #
-# PROFILE is accel_configs/ddp.yaml if left out. A job that loses its time requeues itself, and the prediction
-# goes on where it stopped.
+# The default PROFILE is accel_configs/ddp.yaml. A job that reaches its time limit requeues itself, and the prediction
+# resumes where it stopped.
 #SBATCH --job-name=llmcls-predict
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -18,5 +18,5 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 log_to "$(dirname "$3")"
-# What is written is whole rows, so a prediction needs no warning: TERM ends it.
-run TERM "${4:-accel_configs/ddp.yaml}" llmcls.predict --run "$1" --input "$2" --output "$3"
+# A prediction has nothing to save, because finished rows are already written. TERM ends it at once.
+launch_and_requeue TERM "${4:-accel_configs/ddp.yaml}" llmcls.predict --run "$1" --input "$2" --output "$3"

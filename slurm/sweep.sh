@@ -1,11 +1,11 @@
 #!/bin/bash
-# Try every combination of a grid, each with every seed, as an array of jobs, and write one table of them all:
+# Train every combination of a grid with every seed as a job array, and write one table of the results:
 #
-#   sbatch slurm/sweep.sh [GRID]          GRID is slurm/grid.yaml if left out
-#   bash slurm/sweep.sh [GRID]            the same from the login node
+#   sbatch slurm/sweep.sh [GRID]          the default GRID is slurm/grid.yaml
+#   bash slurm/sweep.sh [GRID]            the same, from the login node
 #
-# Each combination and seed is an array task with a run folder of its own; tasks save and requeue themselves as
-# slurm/train.sh does. The last job waits for all of them and writes the summary, naming those that failed.
+# Each combination and seed is an array task with its own run folder. Tasks save checkpoints and requeue themselves, as
+# slurm/train.sh does. The last job waits for all tasks and writes the summary, which lists unfinished tasks.
 #SBATCH --job-name=llmcls-sweep
 #SBATCH --ntasks=1
 #SBATCH --output=slurm-%x-%j.out
@@ -18,7 +18,7 @@ fi
 grid=${1:-slurm/grid.yaml}
 count=$(python -m llmcls.sweep count "$grid")
 mapfile -t options < <(python -m llmcls.sweep sbatch "$grid")
-# The jobs are their own: of this one's size and place in the queue they inherit nothing.
+# The submitted jobs must not inherit the size and the settings of this job.
 for name in ${!SLURM_@} ${!SBATCH_@}; do
     case $name in SLURM_CONF) ;; *) unset "$name" ;; esac
 done

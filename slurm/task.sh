@@ -1,5 +1,5 @@
 #!/bin/bash
-# One combination and seed of a sweep; slurm/sweep.sh submits these as an array.
+# Train one combination and seed of a sweep; slurm/sweep.sh submits an array of these tasks.
 #SBATCH --job-name=llmcls-task
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -10,8 +10,8 @@
 
 source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
 task=$(python -m llmcls.sweep task "$1" "$SLURM_ARRAY_TASK_ID") || exit
-# Recipe, profile, then one override a line.
+# One per line: the recipe, the profile, and the overrides.
 mapfile -t task <<< "$task"
 folder=$(python -m llmcls.folder "${task[0]}" "${task[@]:2}") || exit
 log_to "$folder"
-run USR1 "${task[1]}" llmcls.train "${task[0]}" "${task[@]:2}"
+launch_and_requeue USR1 "${task[1]}" llmcls.train "${task[0]}" "${task[@]:2}"

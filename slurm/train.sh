@@ -4,8 +4,9 @@
 #   sbatch --nodes=2 --gpus-per-node=4 --time=08:00:00 slurm/train.sh RECIPE PROFILE [key=value ...]
 #   sbatch --gpus-per-node=1 slurm/train.sh recipes/amazon.yaml accel_configs/laptop_4bit.yaml exp.seeds=[1]
 #
-# Two minutes before its time is up (USR1), or at a TERM, the job saves, requeues itself and goes on exactly.
-# PROCESSES_PER_NODE=N (exported) replaces the number of GPUs. The log is in the experiment's folder.
+# Two minutes before the time limit (USR1), or on TERM, the job saves a checkpoint and requeues itself. Training then
+# resumes with the same result as without the interruption.
+# Export PROCESSES_PER_NODE=N to replace the number of GPUs. The log is in the folder of the experiment.
 #SBATCH --job-name=llmcls-train
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -22,4 +23,4 @@ recipe=$1 profile=$2
 shift 2
 folder=$(python -m llmcls.folder "$recipe" "$@") || exit
 log_to "$folder"
-run USR1 "$profile" llmcls.train "$recipe" "$@"
+launch_and_requeue USR1 "$profile" llmcls.train "$recipe" "$@"

@@ -1,45 +1,73 @@
-"""What the tests share: a tiny Llama with its own tokenizer, a small product set, and recipes over both."""
+"""Fixtures: a tiny Llama, small product data, recipes over both, and an experiment that was trained once."""
 
 from __future__ import annotations
 
-import csv
+import gc
 import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-# Before anything imports them: no hub, no telemetry, and a cache of the tests' own.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "offline")
+from tests.helpers import TOPICS, train
 
-ROOT = Path(__file__).resolve().parent.parent
-REUTERS = ROOT.parent / "shared" / "data" / "reuters10"
-STORY_LLAMA = ROOT.parent / "shared" / "models" / "story-llama"
-TOPICS = ["books", "music", "movies", "kitchen", "garden", "electronics", "toys", "sports", "pets", "vintage"]
+# Set before anything imports the libraries, and inherited by the processes that tests start: no hub, no telemetry, no
+# progress bars, and one thread each, because several tests run at the same time.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
 
-needs_real_data = pytest.mark.skipif(
-    not (REUTERS.is_dir() and STORY_LLAMA.is_dir()), reason="the Reuters set and story-llama are not beside the project"
-)
+WriteRecipe = Callable[..., Path]
+
+# Files with these tests are started first, so that no worker is left alone with a long one at the end.
+LONGEST_FIRST = ("slurm", "distributed", "slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of `pytest_collection_modifyitems`; pytest-xdist would sort files by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the files, and let each file run in one worker, which builds its fixtures once."""
+    weights: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        weight = next((i for i, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
+        weights[item.path] = min(weight, weights.get(item.path, weight))
+        if config.getoption("dist", None) == "loadgroup":
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: weights[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is loaded from garbage collection, which every training runs and which would take longer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    import datasets
-
+    """Tokenized data is cached for the tests only."""
     cache = tmp_path_factory.mktemp("datasets-cache")
     os.environ["HF_DATASETS_CACHE"] = str(cache)
-    datasets.config.HF_DATASETS_CACHE = cache
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_DATASETS_CACHE = cache
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator() -> None:
     """Each test opens its own process group and precision."""
-    from accelerate.state import AcceleratorState
+    if "accelerate" in sys.modules:
+        from tests.helpers import fresh_accelerator
 
-    AcceleratorState._reset_state(reset_partial_state=True)
+        fresh_accelerator()
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +83,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/validation/test.csv; 61 test rows: divisible by neither 2 nor any batch size used."""
+    """train, validation and test.csv. The 61 test rows are divisible by neither 2 nor any batch size used."""
     from llmcls.datasets.products import write_data
 
     folder = tmp_path_factory.mktemp("products")
@@ -63,9 +91,8 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe_values(tiny_llama: Path, products: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """A complete small recipe as plain values; a test changes what it is about."""
+def small_recipe(tiny_llama: Path, products: Path, output_root: Path) -> dict[str, dict[str, Any]]:
+    """A complete small recipe as plain values."""
     return {
         "data": {
             "dataset_name": "products", "id_column": "uid", "text_fields": ["title", "description"],
@@ -80,12 +107,18 @@ def recipe_values(tiny_llama: Path, products: Path, tmp_path: Path) -> dict[str,
             "batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 2e-3,
             "logging_steps": 2, "report_to": [],
         },
-        "exp": {"output_root": str(tmp_path / "outputs"), "seeds": [1], "baselines": False},
+        "exp": {"output_root": str(output_root), "seeds": [1], "baselines": False},
     }  # fmt: skip
 
 
 @pytest.fixture
-def write_recipe(recipe_values: dict[str, dict[str, Any]], tmp_path: Path) -> Any:
+def recipe_values(tiny_llama: Path, products: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """The small recipe; a test changes what it is about."""
+    return small_recipe(tiny_llama, products, tmp_path / "outputs")
+
+
+@pytest.fixture
+def write_recipe(recipe_values: dict[str, dict[str, Any]], tmp_path: Path) -> WriteRecipe:
     """A function that writes `recipe_values`, with changes given as section__key=value, and returns the path."""
 
     def write(**changes: Any) -> Path:
@@ -99,16 +132,54 @@ def write_recipe(recipe_values: dict[str, dict[str, Any]], tmp_path: Path) -> An
     return write
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write dictionaries as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+@pytest.fixture
+def write_grid(write_recipe: WriteRecipe, tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a sweep of two keys and two seeds over the small recipe, with changes, and its path."""
+    values = {
+        "recipe": str(write_recipe()), "profile": "accel_configs/cpu.yaml", "seeds": [1, 2],
+        "grid": {"train.learning_rate": [1e-4, 2e-4], "model.lora_target_modules": [["q_proj"], ["all-linear"]]},
+    }  # fmt: skip
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump(values | changes, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a CSV as dictionaries."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+@dataclass(frozen=True)
+class Experiment:
+    """A trained experiment: its recipe, the folder of all seeds, and the run of each seed."""
+
+    recipe: Path
+    folder: Path
+    runs: tuple[Path, Path]
+
+
+# What the shared experiment is trained with, besides the small recipe.
+SHARED = {
+    "train__num_train_epochs": 1, "train__report_to": ["tensorboard"], "exp__seeds": [1, 2], "exp__baselines": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained_once(tiny_llama: Path, products: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The small recipe, trained for one epoch with two seeds. Read only: `trained` is a copy that a test may change."""
+    folder = tmp_path_factory.mktemp("trained")
+    values = small_recipe(tiny_llama, products, folder / "outputs")
+    for name, value in SHARED.items():
+        section, _, key = name.partition("__")
+        values[section][key] = value
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    experiment = train(recipe)
+    return Experiment(recipe, experiment, (experiment / "run_0", experiment / "run_1"))
+
+
+@pytest.fixture
+def trained(trained_once: Experiment, write_recipe: WriteRecipe, tmp_path: Path) -> Experiment:
+    """A copy of the experiment that was trained once, with a recipe that names the copy."""
+    folder = tmp_path / "outputs" / trained_once.folder.relative_to(trained_once.recipe.parent / "outputs")
+    shutil.copytree(trained_once.folder, folder)
+    return Experiment(write_recipe(**SHARED), folder, (folder / "run_0", folder / "run_1"))

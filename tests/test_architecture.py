@@ -50,9 +50,11 @@ def imported(node: ast.AST, known: dict[str, Path]) -> list[str]:
 
 
 def layer(module: str) -> int:
-    """The layer of a module; llmcls/__init__.py is below all."""
+    """The layer of a module; llmcls/__init__.py is below all, and __main__ above all."""
     parts = module.split(".")
-    return -1 if len(parts) == 1 else LAYERS.get(parts[1], COMMANDS)
+    if len(parts) == 1:
+        return -1
+    return COMMANDS + 1 if parts[1] == "__main__" else LAYERS.get(parts[1], COMMANDS)
 
 
 def private_names_of_others(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -156,6 +158,6 @@ def test_a_breach_is_found(tmp_path: Path, file: str, line: str, sentence: str) 
 
 def test_every_module_has_its_test() -> None:
     package = ROOT / "llmcls"
-    wanted = [path.relative_to(package) for path in modules(package).values() if path.name != "__init__.py"]
+    wanted = [path.relative_to(package) for path in modules(package).values() if not path.name.startswith("__")]
     missing = [str(p) for p in wanted if not (ROOT / "tests" / p.parent / f"test_{p.name}").is_file()]
     assert missing == []

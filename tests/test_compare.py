@@ -37,7 +37,7 @@ def test_seeds_are_noise_and_a_crippled_recipe_is_worse(trained: Path, capsys: p
     better = printed(capsys, trained / "crippled", trained)
     assert "B is better" in better
     single = printed(capsys, trained / "run_0", trained / "crippled" / "run_0")
-    assert "not that of the seed" in single
+    assert "not the choice of seed" in single
 
 
 def test_runs_that_do_not_compare_are_refused(trained: Path, tmp_path: Path) -> None:

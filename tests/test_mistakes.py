@@ -23,7 +23,7 @@ IN_THE_RECIPE: list[tuple[Change, str]] = [
     ({"train__learning_rate": -1}, "train.learning_rate is -1.0; it must be above 0"),
     ({"train__lr_scheduler_type": "cosin"}, "must be one of cosine, linear, constant; did you mean cosine?"),
     ({"train__report_to": ["wandbb"]}, "train.report_to is 'wandbb'; it must be one of tensorboard, wandb"),
-    ({"train__metric_for_best_model": "f1_mikro"}, "f1_mikro', which is not computed; did you mean f1_micro?"),
+    ({"train__metric_for_best_model": "f1_mikro"}, "f1_mikro', which is not a metric; did you mean f1_micro?"),
     ({"model__torch_dtype": "bf16"}, "model.torch_dtype is 'bf16'; it must be one of float32, bfloat16, float16"),
     ({"model__use_4bit": True, "model__lora_r": 0}, "4-bit weights cannot be trained"),
     ({"model__lora_dropout": 1.0}, "model.lora_dropout is 1.0; it must be from 0 to below 1"),
@@ -36,13 +36,13 @@ IN_THE_RECIPE: list[tuple[Change, str]] = [
     ({"data__val_csv": None, "train__early_stopping_patience": 2}, "needs data.val_csv"),
     ({"data__train_csv": None}, "data.train_csv is missing; it must be text"),
     ({"model__problem_type": "binary_classification"}, "names 10 columns; binary_classification needs exactly one"),
-    ({"exp__seeds": [1, 1]}, "exp.seeds is [1, 1]; seeds must be 0 or more and each named once"),
+    ({"exp__seeds": [1, 1]}, "exp.seeds is [1, 1]; seeds must be 0 or greater and different"),
     ({"exp__run_name": "a/b"}, "exp.run_name is 'a/b'; use letters"),
-    ({"data__train_csv": "nowhere/train.csv"}, "nowhere/train.csv is not there"),
+    ({"data__train_csv": "nowhere/train.csv"}, "nowhere/train.csv does not exist"),
     ({"data__text_fields": ["titel"]}, "has no column 'titel' (data.text_fields); did you mean 'title'?"),
     ({"data__id_column": "id"}, "has no column 'id' (data.id_column); did you mean 'uid'?"),
     ({"data__label_columns": ["book"]}, "has no column 'book' (data.label_columns); did you mean 'books'?"),
-    ({"model__model_name": "nobody/nothing-1B"}, "'nobody/nothing-1B' is neither a folder here nor in the local cache"),
+    ({"model__model_name": "nobody/nothing-1B"}, "'nobody/nothing-1B' is not a local folder, not in the cache"),
     ({"model__lora_target_modules": ["query"]}, "names 'query', which"),
 ]
 
@@ -64,8 +64,8 @@ def edit(column: str, row: int, value: str) -> Callable[[list[dict[str, str]]], 
 IN_THE_TABLE: list[tuple[Callable[[list[dict[str, str]]], None], str]] = [
     (edit("music", 3, "2"), "row 3, column 'music': '2' is not 0 or 1"),
     (edit("toys", 1, ""), "row 1, column 'toys': '' is not 0 or 1"),
-    (edit("uid", 5, "P21000001"), "column 'uid': id 'P21000001' stands in rows 2 and 5"),
-    (lambda rows: rows.clear(), "has no rows; give it at least one"),
+    (edit("uid", 5, "P21000001"), "column 'uid': id 'P21000001' occurs in rows 2 and 5"),
+    (lambda rows: rows.clear(), "has no rows; add at least one"),
 ]
 
 BROKEN_FILES: list[tuple[bytes, str]] = [
@@ -146,7 +146,7 @@ def test_a_damaged_weights_file(write_recipe, tiny_llama: Path, tmp_path: Path, 
     "arguments, sentence",
     [
         (["--run", "nowhere", "--input", "a.csv", "--output", "b"], "nowhere is not a run folder"),
-        (["--run", "nowhere", "--input", "a.csv", "--output", "b", "x.y=1"], "overrides go with --recipe"),
+        (["--run", "nowhere", "--input", "a.csv", "--output", "b", "x.y=1"], "overrides need --recipe"),
     ],
 )
 def test_a_mistake_in_prediction(arguments: list[str], sentence: str, capsys) -> None:

@@ -218,7 +218,7 @@ def test_column_names_are_clean_and_never_the_same() -> None:
         (["hub", "--source", "x"], "hub needs --source"),
         (["yelp", "--validation", "2"], "--validation is 2.0"),
         (["yelp", "--limit", "0"], "--limit is 0"),
-        (["reuters", "--source", "nowhere"], "holds no reut2"),
+        (["reuters", "--source", "nowhere"], "contains no reut2"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -228,5 +228,5 @@ def test_what_is_missing_is_said(tmp_path: Path, arguments: list[str], sentence:
 
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
     # The tests run offline.
-    with pytest.raises(UserError, match="fancyzhx/ag_news: the hub did not give this dataset"):
+    with pytest.raises(UserError, match="fancyzhx/ag_news: the dataset cannot be loaded from the hub"):
         main(["ag_news", "--out", str(tmp_path)])

@@ -27,10 +27,10 @@ def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     assert proofs[0].startswith("fsdp x 2, weights in 4-bit: 4 optimizer steps, loss ")
     held, whole = (int(word.replace(",", "")) for word in (proofs[1].split()[3], proofs[1].split()[5]))
     assert held < 0.6 * whole
-    assert "evaluation counted each of 53 test rows once, in order" in proofs
+    assert "evaluation scored each of 53 test rows once, in order" in proofs
     assert any(p.startswith("stopped after step 2, resumed: same loss curve as the uninterrupted run") for p in proofs)
-    assert any(p.startswith("one plain process predicts 53 rows") for p in proofs)
-    assert "stood in" not in done.stdout
+    assert any(p.startswith("a single process predicts 53 rows") for p in proofs)
+    assert "stand-in" not in done.stdout
     assert "GiB on each GPU" in done.stdout
 
 
@@ -53,7 +53,7 @@ def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_shard
     done = subprocess.run([*command, "--steps", "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "same loss curve as the uninterrupted run" in done.stdout
-    assert "one plain process predicts 53 rows" in done.stdout
+    assert "a single process predicts 53 rows" in done.stdout
 
 
 def test_the_miniature_keeps_names_groups_and_files(write_recipe, tmp_path: Path, products: Path) -> None:
@@ -118,8 +118,8 @@ def test_what_is_out_of_reach_is_stood_in_for_and_said(write_recipe, tmp_path: P
     recipe = load_recipe(write_recipe(data__train_csv="not/there.csv", **changes))
     mini = make_miniature(recipe, tmp_path / "mini", steps=2)
     assert mini.recipe.model.lora_target_modules == targets
-    assert "made-up rows for not/there.csv" in mini.stand_ins[0]
-    assert f"for {recipe.model.model_name}, which is out of reach" in mini.stand_ins[1]
+    assert "generated rows replace not/there.csv" in mini.stand_ins[0]
+    assert f"replaces {recipe.model.model_name}, which cannot be loaded" in mini.stand_ins[1]
     table = read_table(mini.recipe.data.train_csv)
     assert table.column_names == ["uid", "title", "description", *TOPICS]
 

@@ -18,7 +18,7 @@ def test_a_model_made_for_the_recipe_trains_whole(write_recipe, tmp_path: Path) 
     root = train(recipe, "train.num_train_epochs=3", "train.learning_rate=3e-3")
     found = json.loads((root / "run_0" / "metrics.json").read_text(encoding="utf-8"))
     assert found["training"]["loss"] < found["training"]["first_loss"]
-    with pytest.raises(UserError, match="which is there already; remove it or name another"):
+    with pytest.raises(UserError, match="which already exists; remove it or choose another name"):
         main([str(recipe)])
 
 

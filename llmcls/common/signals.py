@@ -26,9 +26,14 @@ def watch_signals() -> None:
             signal.signal(getattr(signal, name), _record)
 
 
-def stop_requested(step: int) -> bool:
-    """Whether this process should stop, now that ``step`` optimizer steps are done."""
-    return bool(_received) or step == int(os.environ.get(STOP_AFTER, "-1"))
+def stop_requested() -> bool:
+    """Whether this process received a signal to stop. Other ranks may not have received it."""
+    return bool(_received)
+
+
+def stop_planned(step: int) -> bool:
+    """Whether every rank should stop, now that ``step`` optimizer steps are done."""
+    return step == int(os.environ.get(STOP_AFTER, "-1"))
 
 
 def _record(number: int, _frame: FrameType | None) -> None:

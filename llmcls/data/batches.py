@@ -1,14 +1,14 @@
-"""Batching: which rows make up an optimizer step, and how a step is cut into micro-batches.
+"""Batches: which rows an optimizer step contains, and how a step is split into micro-batches.
 
-An optimizer step is always exactly ``batch_size x gradient_accumulation_steps x ranks`` rows drawn at
-random with the seed, as a plain script would draw them (the last step of an epoch holds what is left).
-Only inside a step are rows moved: sorted by length, dealt out so that ranks carry equal tokens, and cut
-into micro-batches of like lengths under a budget of tokens. The statistics of training are therefore those of
-plain shuffling, and the padding is gone: all of it where the model takes packed rows, most of it elsewhere.
+An optimizer step contains ``batch_size x gradient_accumulation_steps x ranks`` rows, drawn at random with the seed. The
+last step of an epoch contains the remaining rows. Rows are only reordered within a step: they are sorted by length,
+distributed so that all ranks have about the same number of tokens, and split into micro-batches of similar lengths with
+a limited number of tokens. So the statistics of training are those of plain shuffling. Packed micro-batches have no
+padding, and padded ones have little.
 
-Every rank computes the whole plan from the shared seed, so nothing is communicated, and every rank gets
-the same number of micro-batches in a step (empty ones where it has fewer rows): a rank that skipped a
-forward pass would leave the others waiting in a collective under FSDP or ZeRO.
+Every rank computes the whole plan from the shared seed, without communication. All ranks get the same number of
+micro-batches in a step; a rank with fewer rows gets empty ones. If a rank skipped a forward pass, the other ranks would
+wait in a collective operation under FSDP or ZeRO.
 """
 
 from __future__ import annotations
@@ -22,20 +22,28 @@ import torch
 from llmcls.data.splits import Split
 from llmcls.recipe.schema import Recipe
 
-# Steps whose rows are sorted by length together where `grouped`; as `Trainer`'s group_by_length.
+# Steps whose rows are sorted by length together if `BatchSpec.grouped`, as in group_by_length of the `Trainer` of
+# `transformers`.
 POOL = 50
 
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """How rows become steps.
+    """How rows are divided into steps and micro-batches.
 
-    global_batch_size: rows in one optimizer step, over all ranks: batch size x accumulation x ranks where a run began.
-    ranks: processes.
-    max_tokens: what a micro-batch may hold: real tokens when packed, rows x longest when padded. A row that is
-        longer is alone.
-    packed: texts in one row, without padding.
-    grouped: steps are made of rows of like lengths, out of pools of `POOL` steps.
+    Attributes
+    ----------
+    global_batch_size : int
+        Rows of an optimizer step over all ranks. See `global_batch_size`.
+    ranks : int
+        Number of processes.
+    max_tokens : int
+        Maximum size of a micro-batch: the sum of the lengths if packed, else rows x longest row. A longer row gets a
+        micro-batch with no other rows.
+    packed : bool
+        Whether the texts of a micro-batch are concatenated, without padding.
+    grouped : bool
+        Whether steps consist of rows of similar lengths, taken from pools of `POOL` steps.
     """
 
     global_batch_size: int
@@ -47,7 +55,18 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: ``micro_batches[rank][k]`` are row numbers, int64 [rows], maybe empty."""
+    """An optimizer step.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows over all ranks.
+    tokens : int
+        Number of tokens over all ranks.
+    micro_batches : list of list of int64 [rows]
+        ``micro_batches[rank][k]`` contains row indices and can be empty. All ranks have the same number of
+        micro-batches.
+    """
 
     rows: int
     tokens: int
@@ -58,9 +77,18 @@ class Step:
 class Batch:
     """A micro-batch.
 
-    input_ids: int64 [texts, longest], right-padded, or [tokens], packed. lengths: tokens of each text.
-    rows: row numbers in the split. labels: float32 [rows, labels], int64 [rows], or None.
-    windows: how many texts each row is, where long rows are read in windows; None where a row is one text.
+    Attributes
+    ----------
+    input_ids : int64 [texts, longest] or [tokens]
+        Right-padded, or packed.
+    lengths : list of int
+        Tokens of each text.
+    labels : float32 [rows, labels] or int64 [rows], optional
+        As in a `Split`.
+    rows : int64 [rows]
+        Row indices in the split.
+    windows : list of int, optional
+        Number of texts of each row, if long rows are read in windows. None if every row is one text.
     """
 
     input_ids: torch.Tensor
@@ -70,37 +98,58 @@ class Batch:
     windows: list[int] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``; to a GPU through pinned memory, so that nothing waits for the copy."""
-        if device.type == "cpu":
-            return self
+        """Copy the batch to a device. Copies to a GPU use pinned memory and are asynchronous."""
+        labels = None if self.labels is None else send(self.labels, device)
+        return replace(self, input_ids=send(self.input_ids, device), labels=labels)
 
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        labels = None if self.labels is None else move(self.labels)
-        return replace(self, input_ids=move(self.input_ids), labels=labels)
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def global_batch_size(recipe: Recipe, ranks: int) -> int:
-    """Rows of one optimizer step of a run that starts on ``ranks`` processes; the run keeps it when it moves."""
+    """Rows of an optimizer step of a run that starts with ``ranks`` processes.
+
+    A run keeps this number when it resumes with another number of processes.
+    """
     return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
 
 
 def steps_per_epoch(rows: int, global_batch_size: int) -> int:
-    """Optimizer steps in one pass over ``rows`` rows."""
+    """Optimizer steps of an epoch of ``rows`` rows.
+
+    Examples
+    --------
+    >>> steps_per_epoch(10, 4)
+    3
+    """
     return -(-rows // global_batch_size)
 
 
 def plan_epoch(
     lengths: np.ndarray, spec: BatchSpec, seed: int, epoch: int, first_step: int = 0, weights: np.ndarray | None = None
 ) -> Iterator[Step]:
-    """The steps of one epoch from ``first_step`` on, the same on every rank.
+    """Yield the steps of an epoch, the same ones on every rank.
 
     Parameters
     ----------
-    lengths: int [rows], tokens per row.
-    seed, epoch: the order is a function of these two alone, so a resumed run sees the same steps.
-    weights: float [rows]; draws as many rows with replacement, these being their chances. None takes each row once.
+    lengths : int [rows]
+        Tokens per row.
+    spec : BatchSpec
+    seed, epoch : int
+        Together with the other arguments, they determine the order, so a resumed run gets the same steps.
+    first_step : int
+        The number of steps to skip.
+    weights : float [rows], optional
+        Relative probabilities of the rows, which are drawn with replacement, as many as the split has. By default,
+        each row is drawn once.
+
+    Yields
+    ------
+    Step
     """
     rng = np.random.default_rng([seed, epoch])
     if weights is None:
@@ -114,7 +163,7 @@ def plan_epoch(
 
 
 def _group(order: np.ndarray, lengths: np.ndarray, spec: BatchSpec, rng: np.random.Generator) -> np.ndarray:
-    """Rows sorted by length within pools of steps, the whole steps then in random order, a last short one last."""
+    """Sort rows by length within pools of `POOL` steps, then shuffle the steps. An incomplete step stays last."""
     size = POOL * spec.global_batch_size
     pools = [order[start : start + size] for start in range(0, len(order), size)]
     steps = [
@@ -122,54 +171,108 @@ def _group(order: np.ndarray, lengths: np.ndarray, spec: BatchSpec, rng: np.rand
         for pool in (p[np.argsort(-lengths[p], kind="stable")] for p in pools)
         for start in range(0, len(pool), spec.global_batch_size)
     ]
-    whole = [s for s in steps if len(s) == spec.global_batch_size]
-    rng.shuffle(whole)
-    return np.concatenate(whole + [s for s in steps if len(s) < spec.global_batch_size])
+    complete = [s for s in steps if len(s) == spec.global_batch_size]
+    rng.shuffle(complete)
+    return np.concatenate(complete + [s for s in steps if len(s) < spec.global_batch_size])
 
 
 def balanced_weights(marks: np.ndarray) -> np.ndarray:
-    """float64 [rows]: how much more often a row is drawn for its rarest label.
-
-    sqrt(frequency of the most frequent label / frequency of the row's rarest one), 1 for a row without labels: repeat
-    factor sampling (Gupta et al. 2019, "LVIS", section 5.1) with the most frequent label as its threshold.
+    """How often rows are drawn with ``sampling: balanced``, relative to a row of the most frequent label.
 
     Parameters
     ----------
-    marks: bool [rows, labels]
+    marks : bool [rows, labels]
+        The true labels.
+
+    Returns
+    -------
+    float64 [rows], at least 1
+
+    Notes
+    -----
+    The weight is sqrt(frequency of the most frequent label / frequency of the row's rarest label), and 1 for a row
+    without labels. This is repeat factor sampling (Gupta et al. 2019, "LVIS", section 5.1) with the frequency of the
+    most frequent label as the threshold.
+
+    Examples
+    --------
+    >>> balanced_weights(np.array([[True, False], [True, False], [True, False], [True, True], [False, False]]))
+    array([1., 1., 1., 2., 1.])
     """
     counts = np.maximum(marks.sum(0), 1)
     return np.maximum(1.0, (marks * np.sqrt(counts.max() / counts)).max(axis=1))
 
 
 def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
-    """Deal the rows of one step to the ranks and cut each rank's share into micro-batches."""
-    shares = _deal(rows, lengths, spec)
-    cut = [_cut(share, lengths, spec) for share in shares]
-    passes = max(len(micro) for micro in cut)
-    nothing = np.empty(0, dtype=np.int64)
-    padded = [micro + [nothing] * (passes - len(micro)) for micro in cut]
-    return Step(len(rows), int(lengths[rows].sum()), padded)
+    """Distribute the rows of a step to the ranks, and split the rows of each rank into micro-batches.
+
+    Parameters
+    ----------
+    rows : int64 [rows]
+        Row indices of the step.
+    lengths : int [rows of the split]
+        Tokens per row.
+    spec : BatchSpec
+
+    Returns
+    -------
+    Step
+
+    Examples
+    --------
+    >>> lengths = np.array([5, 3, 2, 4])
+    >>> step = plan_step(np.arange(4), lengths, BatchSpec(global_batch_size=4, ranks=2, max_tokens=6, packed=True))
+    >>> [[rows.tolist() for rows in micro_batches] for micro_batches in step.micro_batches]
+    [[[0], [2]], [[3], [1]]]
+    """
+    shares = _distribute(rows, lengths, spec)
+    micro_batches = [_split_by_tokens(share, lengths, spec) for share in shares]
+    passes = max(len(of_rank) for of_rank in micro_batches)
+    empty = np.empty(0, dtype=np.int64)
+    same_number = [of_rank + [empty] * (passes - len(of_rank)) for of_rank in micro_batches]
+    return Step(len(rows), int(lengths[rows].sum()), same_number)
 
 
 def plan_evaluation(lengths: np.ndarray, ranks: int, max_tokens: int, packed: bool) -> list[list[np.ndarray]]:
-    """Micro-batches of every row once: ``plan[rank][k]``, the same number for every rank.
+    """Micro-batches that contain every row once.
 
-    Rows are sorted by length and cut before they are dealt out, so that a row's batch, and with it its
-    logits to the last bit, does not depend on the number of ranks.
+    Rows are sorted by length and split into micro-batches before these are distributed to the ranks. So the batch of a
+    row, and with it every bit of its logits, does not depend on the number of ranks.
+
+    Parameters
+    ----------
+    lengths : int [rows]
+        Tokens per row.
+    ranks : int
+        Number of processes.
+    max_tokens, packed
+        See `BatchSpec`.
+
+    Returns
+    -------
+    list of list of int64 [rows]
+        ``plan[rank][k]`` contains row indices. All ranks have the same number of micro-batches; the last ones can be
+        empty.
+
+    Examples
+    --------
+    >>> plan = plan_evaluation(np.array([5, 3, 2, 4]), ranks=2, max_tokens=6, packed=True)
+    >>> [[rows.tolist() for rows in micro_batches] for micro_batches in plan]
+    [[[0], [1, 2]], [[3], []]]
     """
     order = np.argsort(-lengths, kind="stable")
     spec = BatchSpec(len(order), 1, max_tokens, packed)
-    batches = _cut(order, lengths, spec)
-    nothing = np.empty(0, dtype=np.int64)
-    batches += [nothing] * (-len(batches) % ranks)
+    batches = _split_by_tokens(order, lengths, spec)
+    empty = np.empty(0, dtype=np.int64)
+    batches += [empty] * (-len(batches) % ranks)
     return [batches[rank::ranks] for rank in range(ranks)]
 
 
-def _deal(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
-    """Longest first, each row to the rank with the fewest tokens that still has room for a row.
+def _distribute(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
+    """Assign rows to ranks, longest row first, each to the rank with the fewest tokens that can take another row.
 
-    The greedy rule of Graham (1969), "Bounds on multiprocessing timing anomalies", with equal counts:
-    ranks differ by at most one row, and in tokens by less than the longest row.
+    This is the greedy rule of Graham (1969), "Bounds on multiprocessing timing anomalies", with equal counts: ranks
+    differ by at most one row, and in tokens by less than the longest row.
     """
     longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
     if spec.ranks == 1:
@@ -185,29 +288,42 @@ def _deal(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.nda
     return [np.array(share, dtype=np.int64) for share in shares]
 
 
-def _cut(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
-    """Cut rows, sorted longest first, into micro-batches of like lengths."""
-    cut, start = [], 0
+def _split_by_tokens(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
+    """Split rows, sorted longest first, into micro-batches of at most ``max_tokens`` tokens."""
+    micro_batches, start = [], 0
     while start < len(rows):
         if spec.packed:
-            # No more than ``max_tokens`` rows can fit, so no more need be summed.
-            filled = np.cumsum(lengths[rows[start : start + spec.max_tokens]])
-            count = max(1, int(np.searchsorted(filled, spec.max_tokens, side="right")))
+            # Rows have at least one token, so at most `max_tokens` rows fit.
+            tokens = np.cumsum(lengths[rows[start : start + spec.max_tokens]])
+            count = max(1, int(np.searchsorted(tokens, spec.max_tokens, side="right")))
         else:
-            # The first row is the longest, so it alone decides how many rows the budget holds.
+            # All rows are padded to the first one, which is the longest.
             count = max(1, spec.max_tokens // int(lengths[rows[start]]))
-        cut.append(rows[start : start + count])
+        micro_batches.append(rows[start : start + count])
         start += count
-    return cut
+    return micro_batches
 
 
 def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = False) -> Batch:
-    """Pad or pack the rows into one batch; no rows make a batch of one token, for a pass that counts nothing."""
+    """Pad or pack rows of a split into a batch.
+
+    Parameters
+    ----------
+    split : Split
+    rows : int64 [rows]
+        Row indices. Without rows, the batch has one text of one padding token, for a forward pass without effect.
+    pad_token_id : int
+    packed : bool
+
+    Returns
+    -------
+    Batch
+    """
     texts = [split.tokens[row] for row in rows] or [np.array([pad_token_id], dtype=np.int32)]
     windows = None
     if split.window is not None:
-        cut = [np.split(text, range(split.window, len(text), split.window)) for text in texts]
-        windows, texts = [len(parts) for parts in cut], [part for parts in cut for part in parts]
+        parts_of = [np.split(text, range(split.window, len(text), split.window)) for text in texts]
+        windows, texts = [len(parts) for parts in parts_of], [part for parts in parts_of for part in parts]
     lengths = [len(t) for t in texts]
     if packed:
         input_ids = np.concatenate(texts).astype(np.int64)
@@ -217,6 +333,6 @@ def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = Fa
             input_ids[i, : len(text)] = text
     labels = None
     if split.labels is not None:
-        # Row 0 stands in for the labels of an empty batch; its loss has weight zero.
+        # An empty batch takes the labels of row 0; its loss has weight zero.
         labels = torch.from_numpy(split.labels[rows if len(rows) else np.zeros(1, dtype=np.int64)])
     return Batch(torch.from_numpy(input_ids), lengths, labels, rows, windows)

@@ -1,4 +1,4 @@
-"""Encoding: a row's text fields joined, put into the prompt, and turned into token ids no longer than allowed."""
+"""Encoding texts: joins the text columns of a row, inserts the text into the prompt, and tokenizes and truncates it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,80 @@ from llmcls.recipe.schema import DataSection
 
 
 def join_text_fields(columns: list[list[Any]], separator: str) -> list[str]:
-    """One text per row: the fields that are not empty, joined."""
+    """Join the text columns of each row. Cells are stripped, and empty ones are skipped.
+
+    Parameters
+    ----------
+    columns : list of list
+        The cells of each column, [columns][rows].
+    separator : str
+
+    Returns
+    -------
+    list of str, one per row
+
+    Examples
+    --------
+    >>> join_text_fields([["A novel", None], ["by a debut author ", "in large print"]], ", ")
+    ['A novel, by a debut author', 'in large print']
+    """
     cleaned = [[cell_text(cell).strip() for cell in column] for column in columns]
     return [separator.join(cell for cell in row if cell) for row in zip(*cleaned, strict=True)]
 
 
 def whole_texts(table: Any, data: DataSection) -> list[str]:
-    """The joined texts of a table, in memory."""
+    """The joined texts of all rows of a table, in memory."""
     return join_text_fields([table[column][:] for column in data.text_columns()], data.text_separator)
 
 
 def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut to ``max_length``; never empty, since a text must have a last token."""
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-    stand_in = _stand_in(tokenizer)
-    return [ids if ids else [stand_in] for ids in encoded]
+    """Tokenize texts with special tokens.
 
-
-def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: list[str]) -> list[list[int]]:
-    """Token ids of each text as the recipe wants them: prompted, and cut by its rule.
+    Parameters
+    ----------
+    texts : list of str
+    tokenizer : PreTrainedTokenizerBase
+    max_length : int
+        Longer texts keep their first tokens.
 
     Returns
     -------
-    At most ``max_length`` ids a text; with ``truncation: windows``, whole windows of ``max_length`` ids one after
-    the other, the last one shorter, each with the prompt and the special tokens around its part of the text.
+    list of list of int
+        At least one id per text, because the model reads the last token of each text.
+    """
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    fallback = [_fallback_token(tokenizer)]
+    return [ids or fallback for ids in encoded]
+
+
+def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: list[str]) -> list[list[int]]:
+    """Tokenize texts with the prompt and the truncation rule of a recipe.
+
+    Parameters
+    ----------
+    texts : list of str
+    tokenizer : PreTrainedTokenizerBase
+    data : DataSection
+    label_names : list of str
+        Inserted into the prompt for ``{labels}``.
+
+    Returns
+    -------
+    list of list of int
+        Between 1 and ``max_length`` ids per text. With ``truncation: windows``, the windows of the text in order: each
+        has the prompt and the special tokens around its part of the text, and all but the last one have
+        ``max_length`` ids.
 
     Raises
     ------
-    UserError: the prompt leaves no room for a text; a description of a label that is none.
+    UserError
+        If the prompt leaves no room for a text, or ``label_descriptions`` contains an unknown label.
 
     Notes
     -----
-    Keeping head and tail: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1, in
-    halves. The prompt is tokenized apart from the text, so that cutting the text leaves it whole.
+    ``head_tail`` keeps the first and the last half of what fits: Sun et al. 2019, "How to Fine-Tune BERT for Text
+    Classification?", section 5.3.1. The prompt is tokenized separately from the text, so that truncation of the text
+    never shortens the prompt.
     """
     if data.prompt is None and data.truncation == "head":
         return encode_texts(texts, tokenizer, data.max_length)
@@ -53,29 +94,36 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
     room = data.max_length - len(before) - len(after)
     if room < 1 + (data.window_overlap if data.truncation == "windows" else 0):
         raise UserError(
-            f"data.max_length is {data.max_length}; prompt and special tokens take {len(before) + len(after)} of it, "
+            f"data.max_length is {data.max_length}; prompt and special tokens take {len(before) + len(after)} tokens, "
             "which leaves too little for the text; shorten data.prompt or data.window_overlap, or raise max_length"
         )
     bodies = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    stand_in = _stand_in(tokenizer)
+    fallback = [_fallback_token(tokenizer)]
     encoded = []
     for body in bodies:
-        parts = [before + part + after for part in _parts(body, room, data)]
-        encoded.append([i for part in parts for i in part] or [stand_in])
+        parts = [before + part + after for part in _truncate(body, room, data)]
+        encoded.append([i for part in parts for i in part] or fallback)
     return encoded
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text."""
+    """The special tokens that a tokenizer adds before and after a text.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer has no token for the letter "a", on which this is tried.
+    """
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
     if all(mask):
-        raise ValueError("the tokenizer knows no letter a")
+        raise ValueError("the tokenizer has no token for the letter 'a'")
     first, last = mask.index(0), len(mask) - mask[::-1].index(0)
     return ids[:first], ids[last:]
 
 
-def _parts(body: list[int], room: int, data: DataSection) -> list[list[int]]:
+def _truncate(body: list[int], room: int, data: DataSection) -> list[list[int]]:
+    """The tokens of a text that are kept: one part of at most ``room`` tokens, or one part per window."""
     if len(body) <= room:
         return [body]
     if data.truncation == "head":
@@ -84,23 +132,24 @@ def _parts(body: list[int], room: int, data: DataSection) -> list[list[int]]:
         head = room - room // 2
         return [body[:head] + body[len(body) - room // 2 :]]
     stride = room - data.window_overlap
-    # The last window begins where the one before it does not reach the end.
+    # No window starts after one that reaches the end of the text.
     starts = range(0, max(1, len(body) - data.window_overlap), stride)
     return [body[start : start + room] for start in starts[: data.max_windows]]
 
 
 def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tuple[list[int], list[int]]:
+    """The token ids of the prompt before and after the text."""
     descriptions = data.label_descriptions or {}
     for name in descriptions:
         if name not in label_names:
             near = difflib.get_close_matches(name, label_names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(label_names[:20])}"
+            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
             raise UserError(f"data.label_descriptions: {name!r} is not a label; {hint}")
     if data.prompt is None:
         return [], []
-    words = [f"{n}: {descriptions[n]}" if n in descriptions else n for n in label_names]
-    listed = "\n".join(f"- {w}" for w in words) if descriptions else ", ".join(words)
-    before, after = (part.replace("{labels}", listed) for part in data.prompt.split("{text}"))
+    entries = [f"{n}: {descriptions[n]}" if n in descriptions else n for n in label_names]
+    label_list = "\n".join(f"- {entry}" for entry in entries) if descriptions else ", ".join(entries)
+    before, after = (part.replace("{labels}", label_list) for part in data.prompt.split("{text}"))
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -108,6 +157,7 @@ def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tu
     return ids(before), ids(after)
 
 
-def _stand_in(tokenizer: Any) -> int:
-    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return int(next(token for token in known if token is not None))
+def _fallback_token(tokenizer: Any) -> int:
+    """The token that replaces an empty text: begin of text, end of text or padding."""
+    candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return int(next(token for token in candidates if token is not None))

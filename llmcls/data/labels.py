@@ -1,4 +1,4 @@
-"""Labels: their names, how a table's cells say which hold, and which imply others."""
+"""Labels: their names, how they are read from a table, and which labels imply others."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ _TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "False": 0.0, "True": 1.0,
 
 @dataclass
 class LabelSpace:
-    """The labels of a recipe: one output of the head each.
+    """The labels of a recipe. The head has one output per label.
 
-    names: label names, in the order of the head's outputs.
-    columns: the columns of the table they are read from.
-    problem_type: as in the recipe.
-    class_values: for single-label and binary, the cell value of each class; None for multi-label.
-    separator: between the labels of a cell, where one column holds them all.
-    hierarchy: between the parts of a label that is a path; a label then implies its ancestors.
+    Attributes
+    ----------
+    names : list of str
+        In the order of the head's outputs.
+    columns : list of str
+        The table columns that contain the labels.
+    problem_type : str
+        As in the recipe.
+    class_values : list of str, optional
+        Single-label and binary: the cell value of each class. None for 0/1 columns and for multi-label.
+    separator : str, optional
+        Separates the labels of a cell, if one column contains all labels.
+    hierarchy : str, optional
+        Separates the parts of a label that is a path. Such a label implies its ancestors.
     """
 
     names: list[str]
@@ -36,28 +44,62 @@ class LabelSpace:
 
     @property
     def multi_label(self) -> bool:
-        """Whether any number of labels may hold at once."""
+        """Whether a row can have any number of labels, instead of exactly one."""
         return self.problem_type == "multi_label_classification"
 
     def ancestors(self) -> list[list[int]]:
-        """For each label, the numbers of the labels it implies."""
+        """For each label, the indices of the labels that it implies.
+
+        Examples
+        --------
+        >>> labels = LabelSpace(["a", "a/b", "a/b/c"], ["topics"], "multi_label_classification", hierarchy="/")
+        >>> labels.ancestors()
+        [[], [0], [0, 1]]
+        """
         if self.hierarchy is None:
             return [[] for _ in self.names]
-        number = {name: i for i, name in enumerate(self.names)}
-        return [[number[a] for a in _ancestor_names(name, self.hierarchy) if a in number] for name in self.names]
+        index = {name: i for i, name in enumerate(self.names)}
+        return [[index[a] for a in _ancestor_names(name, self.hierarchy) if a in index] for name in self.names]
 
 
 def add_ancestors(marks: np.ndarray, labels: LabelSpace) -> np.ndarray:
-    """``marks`` [rows, labels] with every ancestor of a marked label marked too."""
-    closed = marks.copy()
-    for label, above in enumerate(labels.ancestors()):
-        for ancestor in above:
-            closed[:, ancestor] = np.maximum(closed[:, ancestor], marks[:, label])
-    return closed
+    """Mark the ancestors of every marked label.
+
+    Parameters
+    ----------
+    marks : float32 or bool [rows, labels]
+    labels : LabelSpace
+
+    Returns
+    -------
+    A new array of the type and shape of marks
+
+    Examples
+    --------
+    >>> labels = LabelSpace(["a", "a/b", "c"], ["topics"], "multi_label_classification", hierarchy="/")
+    >>> add_ancestors(np.array([[False, True, False]]), labels)
+    array([[ True,  True, False]])
+    """
+    with_ancestors = marks.copy()
+    for label, ancestors in enumerate(labels.ancestors()):
+        for ancestor in ancestors:
+            with_ancestors[:, ancestor] = np.maximum(with_ancestors[:, ancestor], marks[:, label])
+    return with_ancestors
 
 
 def count_positives(values: np.ndarray, labels: LabelSpace) -> np.ndarray:
-    """int64 [labels]: rows that have each label, of label values as a `Split` holds them."""
+    """Count the rows that have each label.
+
+    Parameters
+    ----------
+    values : float32 [rows, labels] or int64 [rows]
+        Label values as in a `Split`.
+    labels : LabelSpace
+
+    Returns
+    -------
+    int64 [labels]
+    """
     if labels.multi_label:
         return values.sum(0).astype(np.int64)
     return np.bincount(values, minlength=len(labels.names))
@@ -69,7 +111,7 @@ def multi_hot(values: np.ndarray, count: int) -> np.ndarray:
     Parameters
     ----------
     values : float32 [rows, labels] or int64 [rows]
-        0/1 marks, or class numbers.
+        0/1 marks, or class indices.
     count : int
         Number of labels.
 
@@ -87,17 +129,24 @@ def multi_hot(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def multi_hot_of_lists(numbers: list[list[int]], count: int) -> np.ndarray:
-    """Lists of label numbers as one mark per label.
+    """Lists of label indices as one mark per label.
 
     Parameters
     ----------
-    numbers : list of rows, each a list of label numbers, maybe empty
+    numbers : list of list of int
+        The label indices of each row, which can be empty.
     count : int
         Number of labels.
 
     Returns
     -------
     bool [rows, labels]
+
+    Examples
+    --------
+    >>> multi_hot_of_lists([[0, 2], []], 3)
+    array([[ True, False,  True],
+           [False, False, False]])
     """
     marks = np.zeros((len(numbers), count), dtype=bool)
     for row, chosen in enumerate(numbers):
@@ -105,20 +154,32 @@ def multi_hot_of_lists(numbers: list[list[int]], count: int) -> np.ndarray:
     return marks
 
 
-def label_space(recipe: Recipe, train: datasets.Dataset) -> LabelSpace:
-    """Names of the head's outputs, read from the recipe and, for classes and delimited labels, the training file.
+def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
+    """The labels of a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Multi-label without ``label_separator``: its label columns are the labels.
+    train_table : datasets.Dataset
+        Otherwise, the classes or labels are read from the label column of this table.
+
+    Returns
+    -------
+    LabelSpace
 
     Raises
     ------
-    UserError: a column is missing, a class is empty, there are too few or too many.
+    UserError
+        If the label column is missing, a class is empty, or there are too few or too many classes.
     """
     columns, kind = recipe.data.label_columns, recipe.model.problem_type
     separator, hierarchy = recipe.data.label_separator, recipe.data.hierarchy_separator
     path, column = recipe.data.train_csv, columns[0]
     if kind == "multi_label_classification" and separator is None:
         return LabelSpace(list(columns), list(columns), kind, hierarchy=hierarchy)
-    require_columns(train, [column], path, "data.label_columns")
-    values = sorted({cell_text(v) for v in train.unique(column)})
+    require_columns(train_table, [column], path, "data.label_columns")
+    values = sorted({cell_text(v).strip() for v in train_table.unique(column)})
     if separator is not None:
         names = {name for value in values for name in _split_labels(value, separator)}
         if hierarchy:
@@ -127,7 +188,7 @@ def label_space(recipe: Recipe, train: datasets.Dataset) -> LabelSpace:
             raise UserError(f"{path}, column {column!r}: no row has a label; at least one is needed")
         return LabelSpace(sorted(names), [column], kind, separator=separator, hierarchy=hierarchy)
     if "" in values:
-        row = [cell_text(v) for v in train[column]].index("") + 1
+        row = [cell_text(v).strip() for v in train_table[column]].index("") + 1
         raise UserError(f"{path}, row {row}, column {column!r}: the class is empty; fill it in or drop the row")
     if len(values) < 2:
         raise UserError(f"{path}, column {column!r}: every row has the class {values[0]!r}; at least two are needed")
@@ -144,11 +205,27 @@ def label_space(recipe: Recipe, train: datasets.Dataset) -> LabelSpace:
 
 
 def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace, path: str) -> list[Any]:
-    """float rows of 0/1 for multi-label, class indices else.
+    """Read the labels of some rows of a table.
+
+    Parameters
+    ----------
+    batch : dict
+        The cells of each column.
+    rows : list of int
+        The row numbers in the file, from 0, for error messages.
+    labels : LabelSpace
+    path : str
+        The file, for error messages.
+
+    Returns
+    -------
+    list
+        Multi-label: a list of 0.0 and 1.0 per row, with ancestors marked. Otherwise: a class index per row.
 
     Raises
     ------
-    UserError: a cell that says nothing known; names row, column and cell.
+    UserError
+        If a cell has no known value. The message names the row, the column and the value.
     """
     if labels.separator is not None:
         return _read_delimited(batch[labels.columns[0]], rows, labels, path)
@@ -156,7 +233,7 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
         known, allowed = _TRUTH, "0 or 1"
     else:
         known = {value: i for i, value in enumerate(labels.class_values)}
-        allowed = "a class of the training file: " + ", ".join(labels.class_values[:20])
+        allowed = "a class of the training file: " + ", ".join(labels.class_values[:10])
     columns = []
     for column in labels.columns:
         values = []
@@ -173,23 +250,26 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
 
 
 def _read_delimited(cells: list[Any], rows: list[int], labels: LabelSpace, path: str) -> list[list[float]]:
-    number = {name: i for i, name in enumerate(labels.names)}
+    """Read a column that contains all labels of a row."""
+    index = {name: i for i, name in enumerate(labels.names)}
     marks = np.zeros((len(cells), len(labels.names)), dtype=np.float32)
     for i, (row, cell) in enumerate(zip(rows, cells, strict=True)):
         for name in _split_labels(cell_text(cell), labels.separator or ""):
-            if name not in number:
+            if name not in index:
                 raise UserError(
                     f"{path}, row {row + 1}, column {labels.columns[0]!r}: the label {name!r} is not in the training "
-                    "file, so it cannot be learned; take it out of that row or add training rows that have it"
+                    "file, so it cannot be learned; remove it from this row or add training rows with it"
                 )
-            marks[i, number[name]] = 1.0
+            marks[i, index[name]] = 1.0
     return add_ancestors(marks, labels).tolist()
 
 
 def _split_labels(cell: str, separator: str) -> list[str]:
+    """The labels of a cell, stripped; empty ones are skipped."""
     return [name for part in cell.split(separator) if (name := part.strip())]
 
 
 def _ancestor_names(name: str, hierarchy: str) -> list[str]:
+    """The ancestors of a label, from the root: "a" and "a/b" for "a/b/c"."""
     parts = name.split(hierarchy)
     return [hierarchy.join(parts[:depth]) for depth in range(1, len(parts))]

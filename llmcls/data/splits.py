@@ -1,4 +1,4 @@
-"""Data: a table and a recipe in; token ids and labels, tokenized once and cached, memory-mapped, out."""
+"""Tokenized splits: token ids and labels of a table, tokenized once, cached on disk and memory-mapped."""
 
 from __future__ import annotations
 
@@ -24,19 +24,30 @@ from llmcls.recipe.schema import DataSection, Recipe
 log = logging.getLogger(__name__)
 
 
-# Bump when the meaning of a tokenized row changes, so that old cache files are not taken for new ones.
+# Increase this number when the contents of a tokenized row change, so that old cache files are not used.
 _CACHE_VERSION = 2
 
 
 @dataclass
 class Split:
-    """One tokenized table.
+    """A tokenized table.
 
-    tokens: reads row i as int32 [length] without copying the table into memory.
-    lengths: int32 [rows], tokens per row, at least 1.
-    labels: float32 [rows, labels] (multi-label), int64 [rows] (else), or None where the file has none.
-    table: the id column (as text) by row; memory-mapped.
-    window: tokens of a window, where a row's tokens are windows one after the other; None where they are one text.
+    Attributes
+    ----------
+    name : str
+        "train", "validation", "test", or "input" for prediction.
+    path : str
+        The file.
+    tokens : TokenStore or sequence of int32 [length]
+        The token ids of each row. A `TokenStore` reads them without copying the table into memory.
+    lengths : int32 [rows]
+        Tokens per row, at least 1.
+    labels : float32 [rows, labels] or int64 [rows], optional
+        Multi-label: 0/1 marks. Otherwise: class indices. None if the file has no labels.
+    table : datasets.Dataset
+        The column "id" as text, memory-mapped.
+    window : int, optional
+        Tokens per window, if the tokens of a row are consecutive windows of a text. None if they are one text.
     """
 
     name: str
@@ -64,12 +75,18 @@ class Split:
         return self.labels
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The ids of rows ``start`` to ``stop``, as text."""
+        """The ids of the rows from ``start`` up to, but not including, ``stop``."""
         return self.table[start : len(self) if stop is None else stop]["id"]
 
 
 class TokenStore:
-    """Random access to a memory-mapped list column as numpy views, without building Python lists."""
+    """Random access to a memory-mapped list column as numpy views, without Python lists.
+
+    Parameters
+    ----------
+    column : pa.ChunkedArray
+        A column of lists of int32.
+    """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         chunks = [c for c in column.chunks if len(c)]
@@ -78,7 +95,7 @@ class TokenStore:
         self._starts = np.cumsum([0] + [len(c) for c in chunks])
 
     def lengths(self) -> np.ndarray:
-        """int32 [rows]"""
+        """Tokens per row, int32 [rows]."""
         return np.concatenate([np.diff(o) for o in self._offsets]).astype(np.int32)
 
     def __getitem__(self, row: int) -> np.ndarray:
@@ -91,43 +108,56 @@ def tokenize_split(
     table: datasets.Dataset, name: str, path: str, recipe: Recipe, tokenizer: Any, labels: LabelSpace,
     labelled: bool = True,
 ) -> Split:  # fmt: skip
-    """Tokenize a table, check ids and labels, and open the cached result.
+    """Tokenize a table, or open the cached result, and check its ids and labels.
 
     Parameters
     ----------
-    labelled: whether the table has labels; prediction takes tables without.
+    table : datasets.Dataset
+    name, path : str
+        See `Split`.
+    recipe : Recipe
+    tokenizer : PreTrainedTokenizerBase
+    labels : LabelSpace
+    labelled : bool
+        Whether to read labels. Tables for prediction can have none.
+
+    Returns
+    -------
+    Split
 
     Raises
     ------
-    UserError: a missing column, a doubled id, a label cell that is not 0/1 or not a known class; each
-        with file, row (1 is the first row below the header) and column.
+    UserError
+        If a column is missing, an id occurs twice, or a label cell has an unknown value. The message names the file,
+        the row (1 is the first row below the header) and the column.
     """
     data = recipe.data
     text_columns = data.text_columns()
     require_columns(table, text_columns, path, "data.text_fields" if data.text_fields else "data.target_text_column")
     if data.id_column:
         require_columns(table, [data.id_column], path, "data.id_column")
-        _refuse_doubled_ids(table, data.id_column, path)
+        _check_unique_ids(table, data.id_column, path)
     if labelled:
         require_columns(table, labels.columns, path, "data.label_columns")
 
-    def read(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+    def read_batch(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         texts = join_text_fields([batch[c] for c in text_columns], data.text_separator)
         ids = [cell_text(v) for v in batch[data.id_column]] if data.id_column else [str(r) for r in rows]
-        found: dict[str, list[Any]] = {"id": ids, "input_ids": encode(texts, tokenizer, data, labels.names)}
-        return found | {"labels": read_labels(batch, rows, labels, path)} if labelled else found
+        columns: dict[str, list[Any]] = {"id": ids, "input_ids": encode(texts, tokenizer, data, labels.names)}
+        return columns | {"labels": read_labels(batch, rows, labels, path)} if labelled else columns
 
     features = {"id": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("int32"))}
     if labelled:
-        several = datasets.List(datasets.Value("float32"), length=len(labels.names))
-        features["labels"] = several if labels.multi_label else datasets.Value("int64")
+        marks = datasets.List(datasets.Value("float32"), length=len(labels.names))
+        features["labels"] = marks if labels.multi_label else datasets.Value("int64")
     encoded = table.map(
-        read,
+        read_batch,
         batched=True,
         with_indices=True,
         remove_columns=table.column_names,
         features=datasets.Features(features),
-        # A tokenizer changes its own state when used, so its pickle is no stable fingerprint: name what counts.
+        # A tokenizer changes its state when it is used, so the fingerprint that `datasets` computes from its pickle
+        # is not stable.
         new_fingerprint=_cache_key(table, data, tokenizer, labels, labelled),
         desc=f"tokenizing {name}",
     )
@@ -144,7 +174,15 @@ def tokenize_split(
 
 
 def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
-    """Log what is allowed but rarely meant: labels without a positive, truncated texts."""
+    """Log the size of a split and the share of truncated texts, and warn about labels without a positive row.
+
+    Parameters
+    ----------
+    split : Split
+    labels : LabelSpace
+    max_length : int
+        The recipe's ``data.max_length``.
+    """
     rows = len(split)
     full = int((split.lengths >= max_length).sum())
     log.info(
@@ -159,26 +197,34 @@ def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
             log.warning("%s: label %r has no positive row, so it cannot be learned", split.path, name)
 
 
-def _refuse_doubled_ids(table: datasets.Dataset, column: str, path: str) -> None:
+def _check_unique_ids(table: datasets.Dataset, column: str, path: str) -> None:
+    """Raise a `UserError` if an id occurs twice."""
     values = table.data.column(column)
     counts = pc.value_counts(values)
-    doubled = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(doubled) == 0:
+    duplicates = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(duplicates) == 0:
         return
-    value = doubled.field("values")[0]
+    value = duplicates.field("values")[0]
+    if not value.is_valid:
+        rows = pc.indices_nonzero(pc.is_null(values)).to_pylist()[:2]
+        raise UserError(
+            f"{path}, column {column!r}: rows {rows[0] + 1} and {rows[1] + 1} have no id; fill in the ids, "
+            "or set data.id_column=null to number the rows"
+        )
     rows = pc.indices_nonzero(pc.equal(values, value)).to_pylist()[:2]
     raise UserError(
-        f"{path}, column {column!r}: id {value.as_py()!r} stands in rows {rows[0] + 1} and {rows[1] + 1} "
-        f"({len(doubled)} such ids); ids must be unique, or set data.id_column=null to number the rows"
+        f"{path}, column {column!r}: id {value.as_py()!r} occurs in rows {rows[0] + 1} and {rows[1] + 1} "
+        f"(duplicate ids: {len(duplicates)}); ids must be unique, or set data.id_column=null to number the rows"
     )
 
 
 def _cache_key(table: datasets.Dataset, data: DataSection, tokenizer: Any, labels: LabelSpace, labelled: bool) -> str:
+    """A hash of everything that determines the tokenized rows."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rules = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:
-        # Truncation and padding are state left by the last call, not part of what the tokenizer is.
+        # Truncation and padding are left over from the last call and do not affect the next one.
         state = json.loads(backend.to_str())
         rules = json.dumps({k: v for k, v in state.items() if k not in ("truncation", "padding")})
     parts = [

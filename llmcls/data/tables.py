@@ -1,6 +1,6 @@
-"""Tables: CSV, TSV, JSONL and Parquet files, read memory-mapped through `datasets` and checked on the way.
+"""Reading tables: CSV, TSV, JSONL and Parquet files, checked and memory-mapped through `datasets`.
 
-Every cell of a CSV is read as text: ids keep their leading zeros, and a text "NA" stays a text.
+Every cell of a CSV or TSV file is read as text, so ids keep leading zeros, and the text "NA" is not a missing value.
 """
 
 from __future__ import annotations
@@ -17,17 +17,29 @@ from llmcls.common.user_error import UserError
 
 
 def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
-    """Read a CSV, TSV, JSONL or Parquet file, chosen by its extension, memory-mapped.
+    """Read a CSV, TSV, JSONL or Parquet file. The extension decides the format.
+
+    Parameters
+    ----------
+    path : str or Path
+    key : str
+        The recipe key or command line option that names the file, for error messages.
+
+    Returns
+    -------
+    datasets.Dataset
+        Memory-mapped.
 
     Raises
     ------
-    UserError: no such file, an extension that is not known, a file that cannot be parsed, no rows.
+    UserError
+        If the file does not exist, has an unknown extension, cannot be parsed, or has no rows.
     """
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         hint = f"; {path.parent} has {near[0]}" if near else ""
-        raise UserError(f"{key}: {path} is not there{hint}; check the path (it is relative to where you are)")
+        raise UserError(f"{key}: {path} does not exist{hint}; check the path (relative to the current folder)")
     kind = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     builder = kind.get(path.suffix.lower())
     if builder is None:
@@ -43,7 +55,6 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
             "na_filter": False,
             "features": datasets.Features({c: datasets.Value("string") for c in columns}),
         }
-    if builder == "csv":
         _check_csv_widths(path, separator, len(columns), key)
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
@@ -56,10 +67,11 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
 
 
 def _no_rows(path: Path, key: str) -> UserError:
-    return UserError(f"{key}: {path} has no rows; give it at least one row below the header")
+    return UserError(f"{key}: {path} has no rows; add at least one row below the header")
 
 
 def _csv_header(path: Path, separator: str, key: str) -> list[str]:
+    """The column names of a CSV file, which must be unique."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=separator), None)
@@ -67,35 +79,37 @@ def _csv_header(path: Path, separator: str, key: str) -> list[str]:
         raise _not_utf8(path, key, error) from None
     if not header:
         raise UserError(f"{key}: {path} is empty; its first line must name the columns")
-    doubled = sorted({c for c in header if header.count(c) > 1})
-    if doubled:
-        raise UserError(f"{key}: {path} has the column {doubled[0]!r} twice; rename one")
+    duplicates = sorted({c for c in header if header.count(c) > 1})
+    if duplicates:
+        raise UserError(f"{key}: {path} has the column {duplicates[0]!r} twice; rename one of them")
     return header
 
 
 def _check_csv_widths(path: Path, separator: str, width: int, key: str) -> None:
-    """Stop at the first row with more or fewer cells than the header, and when there is no row.
+    """Raise a `UserError` at the first row with more or fewer cells than the header, or if the file has no rows.
 
-    pandas fills short rows with nothing and drops a long row's tail under some settings; either would
-    shift a label silently, so the file is walked once here.
+    pandas fills short rows with missing values and can drop the end of long rows. Either could assign a label to the
+    wrong column without an error.
     """
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator)
-            number = 0
-            for number, cells in enumerate(reader):
+            # Blank lines are not rows, and the header is row 0.
+            number = -1
+            for cells in reader:
+                number += bool(cells)
                 if len(cells) != width and cells:
                     raise UserError(
                         f"{key}: {path}, row {number} (line {reader.line_num}) has {len(cells)} cells, "
-                        f"the header has {width}; quote texts that hold separators or line ends"
+                        f"the header has {width}; quote texts that contain separators or line breaks"
                     )
-            if number == 0:
+            if number < 1:
                 raise _no_rows(path, key)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, key, error) from None
     except csv.Error as error:
-        raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; repair that line") from None
+        raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; correct that line") from None
 
 
 def _not_utf8(path: Path, key: str, error: UnicodeDecodeError) -> UserError:
@@ -103,20 +117,40 @@ def _not_utf8(path: Path, key: str, error: UnicodeDecodeError) -> UserError:
 
 
 def require_columns(table: datasets.Dataset, columns: list[str], path: str, key: str) -> None:
-    """Raise a `UserError` naming the first of ``columns`` that the table lacks, and the nearest it has."""
+    """Check that a table has the columns that a recipe names.
+
+    Parameters
+    ----------
+    table : datasets.Dataset
+    columns : list of str
+    path, key : str
+        The file and the recipe key, for the error message.
+
+    Raises
+    ------
+    UserError
+        If a column is missing. The message suggests the most similar column of the table.
+    """
     for column in columns:
         if column not in table.column_names:
             near = difflib.get_close_matches(column, table.column_names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.column_names[:30])}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.column_names[:15])}"
             raise UserError(f"{path} has no column {column!r} ({key}); {hint}")
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text; nothing as the empty text."""
+    """A cell as text. A missing value is the empty text.
+
+    Examples
+    --------
+    >>> cell_text(7), cell_text(None), cell_text(float("nan"))
+    ('7', '', '')
+    """
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     return value if isinstance(value, str) else str(value)
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The message of an exception on one line, cut so that error messages stay short."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A prepared dataset: rows by split, written as the CSV files that recipes read."""
+"""Prepared datasets: the rows and labels of each split, written as the CSV files that recipes read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,29 @@ Row = dict[str, Any]
 
 @dataclass
 class Options:
-    """What the user asked for. top: labels to keep; keep_unlabelled: rows without any of them too."""
+    """The options of `llmcls.prepare`.
+
+    Attributes
+    ----------
+    out : Path
+        Output folder.
+    top : int, optional
+        Number of labels to keep, the most frequent ones.
+    keep_unlabelled : bool
+        Whether to keep rows that have none of these labels.
+    validation : float
+        Share of the training rows that become the validation split, if the dataset has none.
+    seed : int
+        Seed of all random draws.
+    limit : int, optional
+        Maximum number of rows per split.
+    source : str, optional
+        Another dataset name or folder than the default.
+    text : list of str
+        Text columns of a hub dataset.
+    label : str, optional
+        Label column of a hub dataset.
+    """
 
     out: Path
     top: int | None = None
@@ -34,9 +56,17 @@ class Options:
 
 @dataclass
 class Rows:
-    """Some rows of a table, made when they are asked for: a million texts stay on disk.
+    """Selected rows of a table, read only when they are iterated, so that large tables stay on disk.
 
-    make: from a row of the table to "uid" and the text columns. labels: the names of each row of the table.
+    Attributes
+    ----------
+    table : datasets.Dataset or list of dict
+    make : callable
+        (index, row of the table) -> dictionary of "uid" and the text columns.
+    labels : list of list of str
+        Label names of each row of the table.
+    chosen : int64 [rows]
+        Indices of the selected rows.
     """
 
     table: Any
@@ -52,7 +82,7 @@ class Rows:
             yield self.make(i, self.table[i]), self.labels[i]
 
     def select(self, keep: np.ndarray) -> Rows:
-        """The rows at these places among the chosen ones: numbers, or a mask."""
+        """Select rows again, by indices into the selected rows or by a mask over them."""
         return replace(self, chosen=self.chosen[keep])
 
 
@@ -63,9 +93,19 @@ def all_rows(table: Any, make: Callable[[int, Row], Row], labels: list[list[str]
 
 @dataclass
 class Prepared:
-    """Rows by split, and the labels in order.
+    """A dataset that is ready to be written.
 
-    single: one class a text, written as a column "label"; else an indicator column a label.
+    Attributes
+    ----------
+    splits : dict of Rows
+        "train", and optionally "validation" and "test".
+    text_columns : list of str
+    names : list of str
+        Label names, in the order of the columns.
+    single : bool
+        Whether each text has one class, written as a column "label". Otherwise, each label gets a 0/1 column.
+    suffix : str
+        Appended to the file names.
     """
 
     splits: dict[str, Rows]
@@ -76,14 +116,27 @@ class Prepared:
 
 
 def write(prepared: Prepared, options: Options) -> list[str]:
-    """Write the CSV files and the mapping; returns what was done, a line each."""
+    """Write ``<split><suffix>.csv`` for each split, and ``label_mapping.json``.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Its splits are changed: a validation split is taken from the training rows if it is missing, and each split is
+        reduced to ``options.limit`` rows.
+    options : Options
+
+    Returns
+    -------
+    list of str
+        Lines that describe the files, and the ``label_columns`` line of a recipe.
+    """
     splits, columns = prepared.splits, column_names(prepared.names)
     rng = np.random.default_rng(options.seed)
     if "validation" not in splits:
         rows = splits["train"]
-        held = np.zeros(len(rows), dtype=bool)
-        held[rng.permutation(len(rows))[: max(1, round(options.validation * len(rows)))]] = True
-        splits["validation"], splits["train"] = rows.select(held), rows.select(~held)
+        held_out = np.zeros(len(rows), dtype=bool)
+        held_out[rng.permutation(len(rows))[: max(1, round(options.validation * len(rows)))]] = True
+        splits["validation"], splits["train"] = rows.select(held_out), rows.select(~held_out)
     lines = []
     for split in ("train", "validation", "test"):
         if split not in splits:
@@ -95,16 +148,22 @@ def write(prepared: Prepared, options: Options) -> list[str]:
         path = options.out / f"{split}{prepared.suffix}.csv"
         _write_csv(path, rows, prepared, columns)
         lines.append(f"{path}: {len(rows)} rows")
-    kept = splits["train"]
-    counts = Counter(name for i in kept.chosen for name in kept.labels[i])
+    train_rows = splits["train"]
+    counts = Counter(name for i in train_rows.chosen for name in train_rows.labels[i])
     mapping = [{"name": n, "column": columns[n], "train_rows": counts[n]} for n in prepared.names]
     write_json(options.out / "label_mapping.json", {"single_label": prepared.single, "labels": mapping})
-    shown = "label" if prepared.single else ", ".join(columns[n] for n in prepared.names)
-    return [*lines, f"label_columns: [{shown}]"]
+    label_columns = "label" if prepared.single else ", ".join(columns[n] for n in prepared.names)
+    return [*lines, f"label_columns: [{label_columns}]"]
 
 
 def column_names(names: Iterable[str]) -> dict[str, str]:
-    """A column name for each label: lower case, letters, digits and underscores, each once."""
+    """A unique column name for each label, made of lower-case letters, digits and underscores.
+
+    Examples
+    --------
+    >>> column_names(["Movies & TV", "movies_tv", "Sci/Tech"])
+    {'Movies & TV': 'movies_tv', 'movies_tv': 'movies_tv_2', 'Sci/Tech': 'sci_tech'}
+    """
     result: dict[str, str] = {}
     for name in names:
         base = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "label"
@@ -116,14 +175,29 @@ def column_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def keep_top(prepared: Prepared, top: int, options: Options) -> Prepared:
-    """Keep the labels most frequent in training, in that order, and the rows that have one (all, if asked)."""
-    train = prepared.splits["train"]
-    counts = Counter(name for i in train.chosen for name in set(train.labels[i]))
-    # Equal counts in the order of their names, so that the same data gives the same columns.
+    """Keep the most frequent labels of the training split, and the rows that have at least one of them.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Changed in place.
+    top : int
+        Number of labels to keep. They are ordered by frequency.
+    options : Options
+        With ``keep_unlabelled``, all rows are kept.
+
+    Returns
+    -------
+    Prepared
+        The argument.
+    """
+    train_rows = prepared.splits["train"]
+    counts = Counter(name for i in train_rows.chosen for name in set(train_rows.labels[i]))
+    # Labels with equal counts are ordered by name, so that the same data gives the same columns.
     prepared.names = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:top]]
-    wanted = set(prepared.names)
+    kept = set(prepared.names)
     for split, rows in prepared.splits.items():
-        rows.labels = [[name for name in names if name in wanted] for names in rows.labels]
+        rows.labels = [[name for name in names if name in kept] for names in rows.labels]
         if not options.keep_unlabelled:
             prepared.splits[split] = rows.select(np.array([bool(rows.labels[i]) for i in rows.chosen], dtype=bool))
     return prepared
@@ -135,5 +209,6 @@ def _write_csv(path: Path, rows: Rows, prepared: Prepared, columns: dict[str, st
         writer = csv.writer(file)
         writer.writerow(["uid", *prepared.text_columns, *labels])
         for row, names in rows:
-            cells = [names[0]] if prepared.single else [int(name in names) for name in prepared.names]
+            # A row without any of the kept labels has an empty class.
+            cells = names[:1] or [""] if prepared.single else [int(name in names) for name in prepared.names]
             writer.writerow([row["uid"], *(row[c] for c in prepared.text_columns), *cells])

@@ -1,10 +1,10 @@
-"""Material for a first run without a network: a product-text set and a tiny pretrained Llama.
+"""The generator of the demo dataset: product texts with ten labels, which need no download.
 
-``python -m llmcls.quickstart --out demo`` writes ``demo/data/{train,validation,test}.csv`` and
-``demo/tiny-llama``. The texts are made from a small grammar: each label has its own nouns, shares some with
-a neighbour, is now and then mentioned only to be denied, and lies between sentences that say nothing, so
-that the set is neither trivial nor noise. The model is a two-layer Llama with its own tokenizer, trained
-for some hundred steps to predict the next token of the training texts.
+`llmcls.quickstart` writes its rows as CSV files and pretrains a tiny Llama on its corpus.
+
+Texts are generated from a small grammar. Each label has its own nouns and shares some with other labels. Some sentences
+mention a product only to say that it is not included, and other sentences carry no information about the labels. So the
+task is neither trivial nor unsolvable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from llmcls.common.files import replacing
 
 @dataclass(frozen=True)
 class Topic:
-    """One label: how often it occurs, the words that tell it, and what is said with them."""
+    """A label of the demo dataset.
+
+    Attributes
+    ----------
+    share : float
+        Relative frequency.
+    words : str
+        Product names, separated by ``|``.
+    traits : str
+        Phrases that describe the products, separated by ``|``.
+    """
 
     share: float
     words: str
@@ -69,7 +79,7 @@ TOPICS: dict[str, Topic] = {
         "from the nineteen fifties|with honest patina|found at an estate sale|in working order|a collector's piece",
     ),
 }  # fmt: skip
-# What is likely bought together: a second label is drawn from here more often than at random.
+# Labels that often occur together: half of the second and third labels are drawn from here.
 COMPANIONS = {
     "books": ["movies", "vintage"], "music": ["vintage", "movies"], "movies": ["music", "books"],
     "kitchen": ["garden", "electronics"], "garden": ["pets", "kitchen"], "electronics": ["music", "toys"],
@@ -98,15 +108,37 @@ PEOPLE = "my sister|a friend|the whole family|beginners|my father|students|the o
 
 
 def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` rows of uid, title, description and one 0/1 cell per topic, a function of the seed."""
+    """Generate rows. The same arguments give the same rows.
+
+    Parameters
+    ----------
+    count : int
+        Number of rows.
+    seed : int
+
+    Returns
+    -------
+    list of dict
+        "uid", "title", "description", and a 0/1 value for each label.
+    """
     rng = random.Random(seed)
     return [_make_row(rng, f"P{seed:02d}{i:06d}") for i in range(count)]
 
 
 def make_corpus(count: int, seed: int) -> list[str]:
-    """``count`` texts to pretrain on: as in the set, but other ones, and each ended by a keyword line.
+    """Generate texts for language model pretraining. They are not rows of `make_rows` and end with a line of keywords.
 
-    Product pages carry such lines; they are what teaches a language model to look back at the things named.
+    To predict the keywords, a language model must learn to look back at the products that the text mentions.
+
+    Parameters
+    ----------
+    count : int
+        Number of texts.
+    seed : int
+
+    Returns
+    -------
+    list of str
     """
     rng = random.Random(f"corpus {seed}")
     texts = []
@@ -118,28 +150,34 @@ def make_corpus(count: int, seed: int) -> list[str]:
 
 
 def _make_row(rng: random.Random, uid: str, labels: list[str] | None = None) -> dict[str, Any]:
+    """A row with the given labels, or with random ones."""
     labels = _draw_labels(rng) if labels is None else labels
     sentences = [_sentence(rng, AFFIRM, label) for label in labels for _ in range(rng.choice((1, 1, 2)))]
     if rng.random() < 0.4:
-        denied = rng.choice([t for t in TOPICS if t not in labels])
-        sentences.append(_sentence(rng, DENY, denied))
-    # Log-normal lengths, as real product texts have: many short ones, a tail of long ones.
+        other = rng.choice([t for t in TOPICS if t not in labels])
+        sentences.append(_sentence(rng, DENY, other))
+    # Log-normal lengths, similar to real product texts: many short texts and a few long ones.
     filler = min(24, int(rng.lognormvariate(1.1, 0.8)))
     sentences += [_sentence(rng, FILLER, None) for _ in range(filler)]
     rng.shuffle(sentences)
-    named = rng.choice(labels) if labels and rng.random() < 0.6 else None
-    title = _sentence(rng, TITLES, named) if named else rng.choice(("Special offer", "New arrival", "Order review"))
+    topic_of_title = rng.choice(labels) if labels and rng.random() < 0.6 else None
+    title = (
+        _sentence(rng, TITLES, topic_of_title)
+        if topic_of_title
+        else rng.choice(("Special offer", "New arrival", "Order review"))
+    )
     row: dict[str, Any] = {"uid": uid, "title": title, "description": " ".join(sentences)}
     return row | {topic: int(topic in labels) for topic in TOPICS}
 
 
 def _draw_labels(rng: random.Random) -> list[str]:
+    """Between 0 and 3 different labels."""
     names = list(TOPICS)
     count = rng.choices((0, 1, 2, 3), weights=(4, 56, 30, 10))[0]
     labels: list[str] = []
     while len(labels) < count:
-        near = [n for label in labels for n in COMPANIONS[label]]
-        pool = near if near and rng.random() < 0.5 else names
+        companions = [n for label in labels for n in COMPANIONS[label]]
+        pool = companions if companions and rng.random() < 0.5 else names
         label = rng.choices(pool, weights=[TOPICS[n].share for n in pool])[0]
         if label not in labels:
             labels.append(label)
@@ -147,6 +185,7 @@ def _draw_labels(rng: random.Random) -> list[str]:
 
 
 def _sentence(rng: random.Random, patterns: str, label: str | None) -> str:
+    """A random pattern, filled with words of a label."""
     topic = TOPICS[label] if label else None
     text = rng.choice(patterns.split("|")).format(
         a=rng.choice(ADJECTIVES.split("|")),
@@ -158,7 +197,15 @@ def _sentence(rng: random.Random, patterns: str, label: str | None) -> str:
 
 
 def write_data(folder: Path, seed: int, sizes: dict[str, int]) -> None:
-    """Write one CSV per split; the splits come from different seeds, so no row is in two of them."""
+    """Write one CSV file per split. The splits use different random seeds.
+
+    Parameters
+    ----------
+    folder : Path
+    seed : int
+    sizes : dict of int
+        Number of rows of each split, by name.
+    """
     for i, (name, count) in enumerate(sizes.items()):
         rows = make_rows(count, 3 * seed + i)
         path = folder / f"{name}.csv"

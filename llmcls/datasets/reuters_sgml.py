@@ -1,4 +1,4 @@
-"""Reuters-21578 as it is distributed: documents of the ModApte split out of reut2-*.sgm files."""
+"""Reads the documents of the ModApte split of Reuters-21578 from the reut2-*.sgm files of its distribution."""
 
 from __future__ import annotations
 
@@ -14,20 +14,33 @@ _DOCUMENT = re.compile(r"<REUTERS (?P<attributes>[^>]*)>(?P<inside>.*?)</REUTERS
 
 
 def read_sgml(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield uid, title, body, labels (topics) and split ("train" or "test") of each ModApte document, in file order.
+    """Read the documents of the ModApte split, in file order.
 
-    The ModApte split (README of the collection, section VIII.B): TOPICS="YES" with LEWISSPLIT "TRAIN" or "TEST";
-    everything else is unused.
+    Parameters
+    ----------
+    folder : Path
+        The folder of the reut2-*.sgm files.
+
+    Yields
+    ------
+    dict
+        "uid", "title", "body", "labels" (the list of topics) and "split" ("train" or "test").
 
     Raises
     ------
-    UserError: the folder holds no such files.
+    UserError
+        If the folder contains no such files.
+
+    Notes
+    -----
+    The ModApte split (README of the collection, section VIII.B) consists of the documents with TOPICS="YES" and
+    LEWISSPLIT "TRAIN" or "TEST". All other documents are unused.
     """
     files = sorted(folder.glob("reut2-*.sgm"))
     if not files:
-        raise UserError(f"{folder} holds no reut2-*.sgm; unpack reuters21578.tar.gz there")
+        raise UserError(f"{folder} contains no reut2-*.sgm files; unpack reuters21578.tar.gz there")
     for path in files:
-        # The files are Latin-1 with a stray control byte or two.
+        # The files are Latin-1, with a few control characters.
         text = path.read_text(encoding="latin-1")
         for match in _DOCUMENT.finditer(text):
             attributes = dict(re.findall(r'(\w+)="([^"]*)"', match["attributes"]))
@@ -37,7 +50,7 @@ def read_sgml(folder: Path) -> Iterator[dict[str, Any]]:
             inside = match["inside"]
             body = _element(inside, "BODY")
             if body is None:
-                # Brief items have their words in TEXT itself.
+                # Documents without a BODY element, such as briefs, have their text directly in TEXT.
                 body = re.sub(
                     r"<(TITLE|DATELINE|AUTHOR)>.*?</\1>|<[^>]*>", " ", _element(inside, "TEXT") or "", flags=re.S
                 )
@@ -51,12 +64,13 @@ def read_sgml(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _element(text: str, name: str) -> str | None:
-    found = re.search(rf"<{name}(?: [^>]*)?>(.*?)</{name}>", text, re.S)
-    return found[1] if found else None
+    """The contents of the first element with a name, or None."""
+    match = re.search(rf"<{name}(?: [^>]*)?>(.*?)</{name}>", text, re.S)
+    return match[1] if match else None
 
 
 def _clean(text: str) -> str:
-    """Entities read, control characters gone, the closing "Reuter" line dropped, white space single."""
+    """Decode entities, remove control characters and the final "Reuter", and collapse white space."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f]", " ", html.unescape(text))
     text = re.sub(r"&#\d+;", " ", text)
     text = re.sub(r"\s*\b(Reuter|REUTER)\s*$", "", text.rstrip())

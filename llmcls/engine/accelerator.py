@@ -89,6 +89,14 @@ def open_accelerator(recipe: Recipe, training: bool = True, mixed_precision: str
     return accelerator
 
 
+def loading_device(accelerator: Accelerator) -> torch.device:
+    """Where the weights of a model are loaded and quantized.
+
+    FSDP shards from main memory: it is for models that do not fit on one GPU, so no GPU may ever hold a whole one.
+    """
+    return torch.device("cpu") if accelerator.distributed_type == DistributedType.FSDP else accelerator.device
+
+
 def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tuple[nn.Module, Any]:
     """Hand model and optimizer to the engine; returns both as the engine wraps them."""
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":

@@ -100,11 +100,14 @@ def load_optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: 
             for key in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(parameter, saved[name][key].to(accelerator.device), key)
         return
+    # Fused and capturable kernels read the step counter on the device; the others read it on the host.
+    on_device = {id(p) for g in inner.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
     for name, parameter in parameters.items():
         inner.state[parameter] = {
-            # AdamW's step counter stays on the device where it was made; tensors of the parameter's shape are sharded
-            # like the parameter.
-            k: _like(v, parameter) if torch.is_tensor(v) and v.shape == parameter.shape else _beside(v, parameter)
+            # Tensors of the parameter's shape are sharded like the parameter.
+            k: _like(v, parameter)
+            if torch.is_tensor(v) and v.shape == parameter.shape
+            else _beside(v, parameter, id(parameter) in on_device)
             for k, v in saved[name].items()
         }
 
@@ -138,5 +141,7 @@ def _like(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements)
 
 
-def _beside(value: Any, parameter: torch.Tensor) -> Any:
-    return value.to(parameter.device) if torch.is_tensor(value) and value.dim() > 0 else value
+def _beside(value: Any, parameter: torch.Tensor, scalars_too: bool) -> Any:
+    """A value of another shape on the device of the parameter: block scales, and scalars if a kernel reads them."""
+    moves = torch.is_tensor(value) and (value.dim() > 0 or scalars_too)
+    return value.to(parameter.device) if moves else value

@@ -1,4 +1,4 @@
-"""Baselines: what a table of words and a linear model reach on the same splits, so that the cost of more is known."""
+"""Baselines: the most frequent labels, and a linear model of TF-IDF features, on the splits of a recipe."""
 
 from __future__ import annotations
 
@@ -25,101 +25,155 @@ from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 log = logging.getLogger(__name__)
 
 
-# Within this, both take under a minute on one core: bytes of the training file, and bytes times labels.
+# Up to these limits, both baselines take less than a minute on one core: bytes of the training file, and bytes times
+# labels.
 QUICK_BYTES = 20_000_000
 QUICK_WORK = 200_000_000
 
 
 def cached_baselines(recipe: Recipe, labels: LabelSpace, path: Path) -> dict[str, Any] | None:
-    """The result of `run_baselines`, read from ``path`` if it was made for the same recipe; else computed."""
+    """The result of `run_baselines`, read from a file if it contains the result of the same recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    labels : LabelSpace
+    path : Path
+        The JSON file, written if the result is computed.
+
+    Returns
+    -------
+    dict or None
+        See `run_baselines`; None if ``exp.baselines`` is false.
+    """
     if recipe.exp.baselines is False:
         return None
-    train = recipe.train
-    wanted = [asdict(recipe.data), asdict(labels), asdict(Tuning.of(train))]
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    contents = [_digest(Path(file)) for file in recipe.data.files().values()]
+    inputs = [asdict(recipe.data), asdict(labels), asdict(Tuning.of(recipe.train)), contents]
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     if path.exists():
         saved = read_json(path)
         if saved["of"] == key:
             return saved["baselines"]
-    found = run_baselines(recipe, labels)
-    if found is not None:
-        write_json(path, {"of": key, "baselines": found})
-    return found
+    result = run_baselines(recipe, labels)
+    if result is not None:
+        write_json(path, {"of": key, "baselines": result})
+    return result
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Any] | None:
-    """Majority, and TF-IDF with a linear model, measured as the recipe's own runs are.
+    """Train and evaluate the baselines "majority" and "tfidf_linear", with the thresholds and metrics of the recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    labels : LabelSpace
 
     Returns
     -------
-    Baseline to split to metrics, with "seconds"; None where they would take long and the recipe does not insist.
+    dict or None
+        For each baseline, the metrics of each split, and "seconds". None if the baselines would take long and
+        ``exp.baselines`` is not set.
     """
-    # From the file's size: a large one is not read into memory only to be left alone.
+    # Decided by the size of the file, so that a large file is not read into memory first.
     size = Path(recipe.data.train_csv).stat().st_size
     if recipe.exp.baselines is None and (size > QUICK_BYTES or size * len(labels.names) > QUICK_WORK):
-        log.info("baselines would take more than a minute on this set; exp.baselines=true runs them all the same")
+        log.info("baselines are skipped: they would take more than a minute; set exp.baselines=true to run them")
         return None
     texts, values = _read(recipe, labels)
     result = {}
-    for name, scorer in (("majority", majority), ("tfidf_linear", tfidf_linear)):
-        began = time.perf_counter()
-        result[name] = _measure(scorer(texts, values["train"], labels), values, recipe, labels)
-        result[name]["seconds"] = time.perf_counter() - began
+    for name, baseline in (("majority", majority), ("tfidf_linear", tfidf_linear)):
+        start = time.perf_counter()
+        result[name] = _evaluate(baseline(texts, values["train"], labels), values, recipe, labels)
+        result[name]["seconds"] = time.perf_counter() - start
         for split in ("test", "validation"):
             if split in result[name]:
-                shown = result[name][split]
+                metrics = result[name][split]
                 log.info(
                     "baseline %-13s %s micro-F1 %.4f  macro-F1 %.4f  (%.0f s)",
-                    name, split, shown["f1_micro"], shown["f1_macro"], result[name]["seconds"],
+                    name, split, metrics["f1_micro"], metrics["f1_macro"], result[name]["seconds"],
                 )  # fmt: skip
                 break
     return result
 
 
-def majority(texts: dict[str, list[str]], train: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
-    """Every text gets the commonest set of labels: split to scores, float32 [rows, labels]."""
-    patterns, counts = np.unique(multi_hot(train, len(labels.names)), axis=0, return_counts=True)
+def majority(texts: dict[str, list[str]], train_values: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
+    """Give every text the most frequent set of labels of the training split.
+
+    Parameters
+    ----------
+    texts : dict of list of str
+        The texts of each split.
+    train_values : float32 [rows, labels] or int64 [rows]
+        Label values of the training split.
+    labels : LabelSpace
+
+    Returns
+    -------
+    dict of float32 [rows, labels]
+        Scores of each split except "train".
+    """
+    patterns, counts = np.unique(multi_hot(train_values, len(labels.names)), axis=0, return_counts=True)
     row = patterns[counts.argmax()].astype(np.float32)
     return {split: np.tile(row, (len(rows), 1)) for split, rows in texts.items() if split != "train"}
 
 
-def tfidf_linear(texts: dict[str, list[str]], train: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
-    """Words and pairs of words weighted by TF-IDF, one linear support vector machine a label.
+def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
+    """Train a linear support vector machine per label on TF-IDF features of words and word pairs.
 
-    Joachims 1998, "Text Categorization with Support Vector Machines". Its margin m is turned into the score
-    1 / (1 + exp(-m)), which keeps the order and puts the machine's own decision at 0.5.
+    Parameters
+    ----------
+    texts, train_values, labels
+        See `majority`.
+
+    Returns
+    -------
+    dict of float32 [rows, labels]
+        Scores of each split except "train".
+
+    Notes
+    -----
+    Joachims 1998, "Text Categorization with Support Vector Machines". The margin m becomes the score
+    1 / (1 + exp(-m)), which keeps the order of texts and moves the decision boundary m = 0 to 0.5. A label that all
+    training rows have, or none, gets the score 1 or 0.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
 
     if not any(text.split() for text in texts["train"]):
-        return majority(texts, train, labels)
+        return majority(texts, train_values, labels)
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, dtype=np.float32)
     try:
         features = vectorizer.fit_transform(texts["train"])
     except ValueError:
-        # No word occurs twice: too few texts for a vocabulary of repeated words.
+        # No word or word pair occurs in two texts.
         vectorizer.set_params(min_df=1, token_pattern=r"(?u)\S+")
         features = vectorizer.fit_transform(texts["train"])
-    marks = multi_hot(train, len(labels.names))
+    marks = multi_hot(train_values, len(labels.names))
     scores = {split: np.zeros((len(rows), len(labels.names)), np.float32) for split, rows in texts.items()}
     for i in range(len(labels.names)):
         if marks[:, i].all() or not marks[:, i].any():
-            for found in scores.values():
-                found[:, i] = float(marks[0, i])
+            for split_scores in scores.values():
+                split_scores[:, i] = float(marks[0, i])
             continue
-        machine = LinearSVC(C=1.0, random_state=0).fit(features, marks[:, i])
-        for split, found in scores.items():
+        classifier = LinearSVC(C=1.0, random_state=0).fit(features, marks[:, i])
+        for split, split_scores in scores.items():
             if split != "train":
-                margins = machine.decision_function(vectorizer.transform(texts[split]))
-                found[:, i] = sigmoid(margins)
-    return {split: found for split, found in scores.items() if split != "train"}
+                margins = classifier.decision_function(vectorizer.transform(texts[split]))
+                split_scores[:, i] = sigmoid(margins)
+    return {split: split_scores for split, split_scores in scores.items() if split != "train"}
 
 
-def _measure(
+def _evaluate(
     scores: dict[str, np.ndarray], values: dict[str, np.ndarray], recipe: Recipe, labels: LabelSpace
 ) -> dict[str, Any]:
-    """Metrics of each scored split, with thresholds tuned as the recipe says."""
+    """Metrics of each scored split, with thresholds tuned on validation by the rule of the recipe."""
     marks = {split: multi_hot(values[split], len(labels.names)) for split in scores}
     tuning = Tuning.of(recipe.train)
     if "validation" in scores:
@@ -127,22 +181,22 @@ def _measure(
     else:
         thresholds = fixed_thresholds(len(labels.names), at_least_one=tuning.at_least_one)
     result: dict[str, Any] = {}
-    for split, found in scores.items():
-        predicted = apply_thresholds(found, thresholds, labels)
-        metrics = evaluate_predictions(found, values[split], predicted, labels.names)
+    for split, split_scores in scores.items():
+        predicted = apply_thresholds(split_scores, thresholds, labels)
+        metrics = evaluate_predictions(split_scores, values[split], predicted, labels.names)
         metrics["intervals"] = bootstrap_intervals(marks[split], predicted)
         result[split] = metrics
     return result
 
 
 def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
-    """Texts and label values of every split the recipe names."""
+    """Texts and label values of each split of a recipe."""
     data = recipe.data
     texts, values = {}, {}
     for split, path in data.files().items():
         table = read_table(path, f"data.{SPLIT_KEYS[split]}")
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
-        found = read_labels(cells, list(range(len(table))), labels, path)
-        values[split] = np.array(found, np.float32 if labels.multi_label else np.int64)
+        split_values = read_labels(cells, list(range(len(table))), labels, path)
+        values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
     return texts, values

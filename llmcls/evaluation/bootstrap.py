@@ -1,4 +1,4 @@
-"""Uncertainty: bootstrap intervals of F1 and accuracy, for one set of decisions and for the difference of two."""
+"""Bootstrap: intervals of F1 and accuracy, and the distribution of the difference between two sets of runs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,31 @@ NAMES = ("f1_micro", "f1_macro", "accuracy")
 def bootstrap_intervals(
     true: np.ndarray, predicted: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals (Efron & Tibshirani 1993, chapter 13) of `NAMES`, resampling rows.
+    """95 % intervals of the metrics `NAMES`.
 
     Parameters
     ----------
-    true, predicted: bool [rows, labels]
+    true, predicted : bool [rows, labels]
+    seed : int
+    resamples : int
+        Number of bootstrap samples.
+
+    Returns
+    -------
+    dict
+        For each of `NAMES`, the lower and the upper limit.
 
     Notes
     -----
-    Rows with the same labels and decisions are the same to every metric, so the resampling draws how often each such
-    pattern occurs (a multinomial), which costs patterns and not rows.
+    Percentile intervals over resampled rows (Efron & Tibshirani 1993, chapter 13). Rows with the same labels and the
+    same decisions are the same for every metric. So the number of rows of each such pattern is drawn from a multinomial
+    distribution, and the cost depends on the number of patterns, not of rows.
+
+    Examples
+    --------
+    >>> true = np.array([[True, False], [False, True]])
+    >>> bootstrap_intervals(true, true)["accuracy"]
+    [1.0, 1.0]
     """
     patterns, counts = np.unique(np.concatenate([true, predicted], axis=1), axis=0, return_counts=True)
     true, predicted = patterns[:, : true.shape[1]], patterns[:, true.shape[1] :]
@@ -30,51 +45,69 @@ def bootstrap_intervals(
 
 
 def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of each resample.
+    """The metrics of each bootstrap sample.
 
     Parameters
     ----------
-    draws: int [resamples, rows], how often a row is in it. true, predicted: bool [rows, labels].
+    draws : int [resamples, rows]
+        How many times a sample contains each row.
+    true, predicted : bool [rows, labels]
 
     Returns
     -------
-    Each of `NAMES` to float64 [resamples]; F1 of 0/0 is 0.
+    dict of float64 [resamples]
+        For each of `NAMES`. F1 of 0/0 is 0.
+
+    Examples
+    --------
+    >>> true = np.array([[True], [True], [False]])
+    >>> predicted = np.array([[True], [False], [False]])
+    >>> resampled(np.array([[1, 1, 1], [2, 0, 1]]), true, predicted)["accuracy"].round(2)
+    array([0.67, 1.  ])
     """
     weights = draws.astype(np.float64)
-    hit = weights @ (true & predicted)
-    missed, extra = weights @ (true & ~predicted), weights @ (~true & predicted)
+    tp = weights @ (true & predicted)
+    fn, fp = weights @ (true & ~predicted), weights @ (~true & predicted)
 
-    def f1(hit: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-        return 2 * hit / np.maximum(2 * hit + wrong, 1e-12)
+    def f1(tp: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        return 2 * tp / np.maximum(2 * tp + errors, 1e-12)
 
-    exact = weights @ (true == predicted).all(axis=1)
+    correct = weights @ (true == predicted).all(axis=1)
     return {
-        "f1_micro": f1(hit.sum(1), (missed + extra).sum(1)),
-        "f1_macro": f1(hit, missed + extra).mean(1),
-        "accuracy": exact / weights.sum(1),
+        "f1_micro": f1(tp.sum(1), (fn + fp).sum(1)),
+        "f1_macro": f1(tp, fn + fp).mean(1),
+        "accuracy": correct / weights.sum(1),
     }
 
 
 def paired_differences(
     true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
-    """Resampled differences, second minus first, of the mean over each side's runs.
-
-    Rows are resampled together for all runs, so that what is easy or hard for both cancels out (Efron & Tibshirani
-    1993, section 10.3; Berg-Kirkpatrick et al. 2012); where a side has several runs, they are resampled too, so that
-    the chance of the seeds counts.
+    """Bootstrap distribution of the difference between two sides, second minus first.
 
     Parameters
     ----------
-    true: bool [rows, labels]. first, second: decisions of each run, bool [rows, labels].
+    true : bool [rows, labels]
+    first, second : list of bool [rows, labels]
+        The decisions of each run of a side. The metric of a side is the mean over its runs.
+    seed : int
+    resamples : int
+        Number of bootstrap samples.
 
     Returns
     -------
-    Each of `NAMES` to float64 [resamples]
+    dict of float64 [resamples]
+        For each of `NAMES`.
+
+    Notes
+    -----
+    All runs of a sample use the same resampled rows, so that the difficulty of the rows cancels out (Efron & Tibshirani
+    1993, section 10.3; Berg-Kirkpatrick et al. 2012). The runs of each side are resampled too, so that the differences
+    include the variance between seeds.
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
-    # In blocks: a resample of many rows is a long vector.
+    differences: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    # In blocks, to limit memory: a sample needs one number per row.
     block = max(1, min(resamples, 20_000_000 // max(1, len(true))))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
@@ -82,9 +115,9 @@ def paired_differences(
         sides = []
         for runs in (first, second):
             values = [resampled(draws, true, decisions) for decisions in runs]
-            chosen = rng.integers(len(runs), size=(size, len(runs)))
-            picked = {n: np.stack([v[n] for v in values])[chosen.T, np.arange(size)].mean(axis=0) for n in NAMES}
-            sides.append(picked)
+            drawn = rng.integers(len(runs), size=(size, len(runs)))
+            means = {n: np.stack([v[n] for v in values])[drawn.T, np.arange(size)].mean(axis=0) for n in NAMES}
+            sides.append(means)
         for name in NAMES:
-            found[name].append(sides[1][name] - sides[0][name])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            differences[name].append(sides[1][name] - sides[0][name])
+    return {name: np.concatenate(blocks) for name, blocks in differences.items()}

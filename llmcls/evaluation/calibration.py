@@ -1,4 +1,4 @@
-"""Calibration: probabilities that mean what they say, fitted on validation and stored with the run."""
+"""Calibration: maps logits to probabilities that match observed frequencies. Fitted on the validation split."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from llmcls.evaluation.metrics import to_probabilities
 class Calibration:
     """How logits become probabilities.
 
-    kind: None (sigmoid or softmax as they are), "temperature" or "isotonic".
-    temperature: divides the logits. curves: for each label the points (x, y) of a rising step-free map of its
-    uncalibrated probability.
+    Attributes
+    ----------
+    kind : str, optional
+        "temperature" or "isotonic"; None for the plain sigmoid or softmax.
+    temperature : float
+        Divides the logits.
+    curves : list of dict
+        For "isotonic": the points "x" and "y" of each label's piecewise linear, non-decreasing map from uncalibrated
+        to calibrated probability.
     """
 
     kind: str | None = None
@@ -28,17 +34,26 @@ class Calibration:
 
 
 def fit_calibration(kind: str | None, logits: np.ndarray, values: np.ndarray, labels: LabelSpace) -> Calibration:
-    """Fit on scored rows, which must not be the training rows.
+    """Fit a calibration on scored rows, which must not be training rows.
 
     Parameters
     ----------
-    logits: float32 [rows, labels]. values: labels as a `Split` holds them.
+    kind : str or None
+        See `Calibration`.
+    logits : float32 [rows, labels]
+    values : float32 [rows, labels] or int64 [rows]
+        Label values as in a `Split`.
+    labels : LabelSpace
+
+    Returns
+    -------
+    Calibration
 
     Notes
     -----
     Temperature: the T that minimises cross-entropy of logits / T (Guo et al. 2017, "On Calibration of Modern Neural
-    Networks", section 4.2). Isotonic: Zadrozny & Elkan 2002, a curve for each label; over classes the curves'
-    values are made to sum to one.
+    Networks", section 4.2). Isotonic: Zadrozny & Elkan 2002, one curve per label; for single-label problems, the
+    results are normalised to sum to one.
     """
     if kind is None:
         return Calibration()
@@ -46,18 +61,18 @@ def fit_calibration(kind: str | None, logits: np.ndarray, values: np.ndarray, la
     if kind == "temperature":
         from scipy.optimize import minimize_scalar
 
-        wide = logits.astype(np.float64)
+        logits64 = logits.astype(np.float64)
 
         def cross_entropy(log_t: float) -> float:
-            x = wide / np.exp(log_t)
+            x = logits64 / np.exp(log_t)
             if labels.multi_label:
                 return float((np.logaddexp(0, x) - marks * x).mean())
             highest = x.max(axis=1, keepdims=True)
-            normaliser = highest[:, 0] + np.log(np.exp(x - highest).sum(axis=1))
-            return float((normaliser - x[marks]).mean())
+            log_sum = highest[:, 0] + np.log(np.exp(x - highest).sum(axis=1))
+            return float((log_sum - x[marks]).mean())
 
-        found = minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-        return Calibration(kind, float(np.exp(found.x)))
+        minimum = minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+        return Calibration(kind, float(np.exp(minimum.x)))
     from sklearn.isotonic import IsotonicRegression
 
     probabilities = to_probabilities(logits, labels.problem_type)
@@ -69,7 +84,24 @@ def fit_calibration(kind: str | None, logits: np.ndarray, values: np.ndarray, la
 
 
 def calibrated(logits: np.ndarray, calibration: Calibration, labels: LabelSpace) -> np.ndarray:
-    """float32 [rows, labels]: probabilities of ``logits`` [rows, labels]."""
+    """Calibrated probabilities.
+
+    Parameters
+    ----------
+    logits : float32 [rows, labels]
+    calibration : Calibration
+    labels : LabelSpace
+
+    Returns
+    -------
+    float32 [rows, labels]
+
+    Examples
+    --------
+    >>> labels = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")
+    >>> calibrated(np.array([[0.0, 2.0]], dtype=np.float32), Calibration("temperature", 2.0), labels).round(2)
+    array([[0.5 , 0.73]], dtype=float32)
+    """
     if calibration.kind != "isotonic":
         return to_probabilities(logits / np.float32(calibration.temperature), labels.problem_type)
     plain = to_probabilities(logits, labels.problem_type)
@@ -81,11 +113,11 @@ def calibrated(logits: np.ndarray, calibration: Calibration, labels: LabelSpace)
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
-    """Write JSON."""
+    """Write a calibration as JSON."""
     write_json(path, {"kind": calibration.kind, "temperature": calibration.temperature, "curves": calibration.curves})
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Read what `save_calibration` wrote; a run without the file is not calibrated."""
+    """Read the file of `save_calibration`. Without the file, probabilities are not calibrated."""
     saved: dict[str, Any] = read_json(path) if path.exists() else {}
     return Calibration(**saved)

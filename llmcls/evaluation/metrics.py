@@ -1,4 +1,4 @@
-"""Metrics of a classifier: scikit-learn's, with one vocabulary and undefined values as None."""
+"""Metrics of a classifier, computed by scikit-learn, with the same names everywhere. Undefined values are None."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
 
     Returns
     -------
-    float32 [rows, labels], computed in float64 so that no logit overflows.
+    float32 [rows, labels]
+        Computed in float64.
+
+    Examples
+    --------
+    >>> to_probabilities(np.array([[0.0, 0.0]], dtype=np.float32), "single_label_classification")
+    array([[0.5, 0.5]], dtype=float32)
     """
     x = logits.astype(np.float64)
     if problem_type == "multi_label_classification":
@@ -38,33 +44,38 @@ def evaluate_predictions(
 
     Parameters
     ----------
-    probabilities: float32 [rows, labels]
-    labels: float32 [rows, labels] of 0/1, or int64 [rows] of class numbers.
-    predicted: bool [rows, labels], the decisions.
+    probabilities : float32 [rows, labels]
+    labels : float32 [rows, labels] or int64 [rows]
+        Label values as in a `Split`.
+    predicted : bool [rows, labels]
+        The decisions.
+    label_names : list of str
 
     Returns
     -------
-    Name to value, with ``per_class`` a dictionary by label. A value that has no meaning (average precision of a
-    label without a positive) is None; precision, recall and F1 of 0/0 are 0, as scikit-learn's ``zero_division=0``.
+    dict
+        The metrics of `METRIC_NAMES` except "loss", by name, and "per_class": for each label name, a dictionary of its
+        metrics. Undefined values, such as the average precision of a label without positives, are None. Precision,
+        recall and F1 of 0/0 are 0, as with ``zero_division=0`` of scikit-learn.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
     true = multi_hot(labels, len(label_names))
     count = len(label_names)
-    # A second, empty column: of one alone scikit-learn would believe that it is a binary problem.
-    shown = [np.pad(m, ((0, 0), (0, 1))) if count == 1 else m for m in (true, predicted)]
-    numbers = list(range(count))
+    # With a single column, scikit-learn would assume a binary problem, so an empty second one is added.
+    padded = [np.pad(m, ((0, 0), (0, 1))) if count == 1 else m for m in (true, predicted)]
+    indices = list(range(count))
     metrics: dict[str, Any] = {}
     for average in AVERAGES:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            *shown, labels=numbers, average=average, zero_division=0
+            *padded, labels=indices, average=average, zero_division=0
         )
         metrics[f"f1_{average}"] = float(f1)
         metrics[f"precision_{average}"] = float(precision)
         metrics[f"recall_{average}"] = float(recall)
     metrics["accuracy"] = float((true == predicted).all(axis=1).mean())
     metrics["hamming_loss"] = float((true != predicted).mean())
-    columns = precision_recall_fscore_support(*shown, labels=numbers, average=None, zero_division=0)
+    by_label = precision_recall_fscore_support(*padded, labels=indices, average=None, zero_division=0)
     ranking = [_ranking_metrics(true[:, i], probabilities[:, i]) for i in range(len(label_names))]
     for key in ("average_precision", "roc_auc"):
         defined = [value for r in ranking if (value := r[key]) is not None]
@@ -72,10 +83,10 @@ def evaluate_predictions(
     metrics["calibration_error"] = expected_calibration_error(probabilities, true, labels.ndim == 2)
     metrics["per_class"] = {
         name: {
-            "precision": float(columns[0][i]),
-            "recall": float(columns[1][i]),
-            "f1": float(columns[2][i]),
-            "support": int(columns[3][i]),
+            "precision": float(by_label[0][i]),
+            "recall": float(by_label[1][i]),
+            "f1": float(by_label[2][i]),
+            "support": int(by_label[3][i]),
             **ranking[i],
         }
         for i, name in enumerate(label_names)
@@ -84,46 +95,80 @@ def evaluate_predictions(
 
 
 def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, multi_label: bool, bins: int = 15) -> float:
-    """The mean gap between stated probability and what came true, in ``bins`` equal intervals weighted by their cells.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3: over classes, the confidence of the most
-    probable class against accuracy; for multi-label, every cell's probability against the share of true cells.
+    """The mean difference between predicted probability and observed frequency.
 
     Parameters
     ----------
-    probabilities: float [rows, labels]. true: bool [rows, labels].
+    probabilities : float [rows, labels]
+    true : bool [rows, labels]
+    multi_label : bool
+        Whether every cell counts, or only the most probable class of each row.
+    bins : int
+        Number of probability intervals of equal width.
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3: the absolute difference in each interval,
+    weighted by its number of values. Single-label: the confidence of the most probable class against its accuracy.
+    Multi-label: the probability of every cell against the share of true cells.
+
+    Examples
+    --------
+    >>> true = np.array([[True], [False]])
+    >>> expected_calibration_error(np.array([[0.5], [0.5]]), true, multi_label=True)
+    0.0
+    >>> expected_calibration_error(np.array([[1.0], [1.0]]), true, multi_label=True)
+    0.5
     """
     if multi_label:
-        confidence, came_true = probabilities.ravel().astype(np.float64), true.ravel()
+        confidence, correct = probabilities.ravel().astype(np.float64), true.ravel()
     else:
         best = probabilities.argmax(axis=1)
         rows = np.arange(len(best))
-        confidence, came_true = probabilities[rows, best].astype(np.float64), true[rows, best]
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(which, weights=confidence, minlength=bins) - np.bincount(which, came_true, minlength=bins)
+        confidence, correct = probabilities[rows, best].astype(np.float64), true[rows, best]
+    interval = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(interval, weights=confidence, minlength=bins) - np.bincount(interval, correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def confusions(true: np.ndarray, predicted: np.ndarray, names: list[str], top: int = 20) -> list[dict[str, Any]]:
-    """The pairs of labels most often taken for one another: rows that miss ``true`` and wrongly have ``predicted``.
-
-    ``predicted`` is None where rows miss the label and have no wrong one in its place.
+    """The most frequent confusions: rows that lack a true label and have a wrong one.
 
     Parameters
     ----------
-    true, predicted: bool [rows, labels]
+    true, predicted : bool [rows, labels]
+    names : list of str
+        Label names.
+    top : int
+        Maximum number of results.
+
+    Returns
+    -------
+    list of dict
+        "true" is the missing label, "predicted" the wrong one, and "rows" the number of rows, most frequent first.
+        "predicted" is None for rows that lack the label and have no wrong one.
+
+    Examples
+    --------
+    >>> true = np.array([[True, False], [True, False]])
+    >>> confusions(true, np.array([[False, True], [True, False]]), ["a", "b"])
+    [{'true': 'a', 'predicted': 'b', 'rows': 1}]
     """
     missed, extra = true & ~predicted, predicted & ~true
     pairs = missed.astype(np.float64).T @ extra.astype(np.float64)
     alone = (missed & ~extra.any(axis=1, keepdims=True)).sum(axis=0)
     table = np.concatenate([pairs, alone[:, None]], axis=1).astype(int)
     order = np.argsort(-table, axis=None, kind="stable")[:top]
-    found = [(*np.unravel_index(i, table.shape), int(table.flat[i])) for i in order if table.flat[i] > 0]
-    return [{"true": names[a], "predicted": names[b] if b < len(names) else None, "rows": rows} for a, b, rows in found]
+    cells = [(*np.unravel_index(i, table.shape), int(table.flat[i])) for i in order if table.flat[i] > 0]
+    return [{"true": names[a], "predicted": names[b] if b < len(names) else None, "rows": rows} for a, b, rows in cells]
 
 
 def _ranking_metrics(true: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-    """Threshold-free metrics of one label; None where only one class occurs."""
+    """Metrics of a label that do not depend on a threshold; None where they are undefined."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if not true.any():

@@ -1,4 +1,4 @@
-"""Wrong decisions, labels that are probably wrong, and test texts seen in training."""
+"""Analysis of mistakes: confident wrong decisions, probable label errors, and near-duplicates of training texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from llmcls.data.labels import LabelSpace
 
 @dataclass
 class Texts:
-    """A split's texts by row. ids: as in the predictions."""
+    """The texts of a split, by row.
+
+    Attributes
+    ----------
+    ids : list of str
+        As in the predictions.
+    texts : list of str
+    """
 
     ids: list[str]
     texts: list[str]
@@ -23,19 +30,31 @@ def confident_mistakes(
     ids: list[str], probabilities: np.ndarray, true: np.ndarray, predicted: np.ndarray, labels: LabelSpace,
     text_of: dict[str, str],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Wrong decisions, the surest first: of each row its surest wrong label.
+    """Rows with a wrong decision, most confident first.
 
     Parameters
     ----------
-    probabilities: float [rows, labels]. true, predicted: bool [rows, labels].
+    ids : list of str
+        Row ids.
+    probabilities : float [rows, labels]
+    true, predicted : bool [rows, labels]
+    labels : LabelSpace
+    text_of : dict
+        Row id to text.
+
+    Returns
+    -------
+    list of dict
+        For each row, its wrong decision with the highest confidence: "id", "label", "said" (the decision),
+        "probability", "true" (the names of the true labels) and "text" (the beginning).
     """
-    sure = np.where(predicted, probabilities, 1 - probabilities) * (predicted != true)
+    confidence = np.where(predicted, probabilities, 1 - probabilities) * (predicted != true)
     rows = np.flatnonzero((predicted != true).any(axis=1))
-    rows = rows[np.argsort(-sure[rows].max(axis=1), kind="stable")]
+    rows = rows[np.argsort(-confidence[rows].max(axis=1), kind="stable")]
     return [
         {
             "id": ids[row],
-            "label": labels.names[(label := int(sure[row].argmax()))],
+            "label": labels.names[(label := int(confidence[row].argmax()))],
             "said": bool(predicted[row, label]),
             "probability": float(probabilities[row, label]),
             "true": [n for n, on in zip(labels.names, true[row], strict=True) if on],
@@ -48,11 +67,31 @@ def confident_mistakes(
 def label_errors(
     ids: list[str], probabilities: np.ndarray, true: np.ndarray, labels: LabelSpace, text_of: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Given labels that are probably wrong, after confident learning (Northcutt et al. 2021), label by label.
+    """Labels of the data that are probably wrong.
 
-    A cell is suspect when the model believes the other value, and about as much as it does of rows that have that
-    value: to their mean less two standard deviations, since half of the honest rows lie below the mean itself.
-    Ordered by how little the model believes the given value.
+    Parameters
+    ----------
+    ids : list of str
+        Row ids.
+    probabilities : float [rows, labels]
+    true : bool [rows, labels]
+        The labels of the data.
+    labels : LabelSpace
+    text_of : dict
+        Row id to text.
+
+    Returns
+    -------
+    list of dict
+        "id", "label", "given" (the value in the data), "belief" (the predicted probability of the given value) and
+        "text" (the beginning), lowest belief first.
+
+    Notes
+    -----
+    Follows confident learning (Northcutt et al. 2021), separately for each label. A cell is reported if the model
+    predicts the other value about as confidently as for rows that have that value. The limit is the mean probability of
+    the other value in those rows minus two standard deviations, because about half of the correctly labelled rows are
+    below the mean itself, but at least 0.5.
     """
     suspects = []
     for i, name in enumerate(labels.names):
@@ -71,21 +110,38 @@ def label_errors(
 
 
 def near_duplicates(train: Texts, other: Texts, similar: float) -> list[dict[str, Any]]:
-    """Texts of ``other`` that lie in ``train`` nearly word for word: cosine of their runs of three words.
+    """Texts that occur almost word for word in the training split.
 
-    Hashed counts (no vocabulary in memory), multiplied in blocks of rows.
+    Parameters
+    ----------
+    train : Texts
+        The training split.
+    other : Texts
+        The split that is searched for near-duplicates.
+    similar : float
+        Minimum cosine similarity.
+
+    Returns
+    -------
+    list of dict
+        "id", "train_id" (the most similar training text), "cosine" and "text" (the beginning), most similar first.
+
+    Notes
+    -----
+    The cosine is that of the counts of word trigrams. The trigrams are hashed, so no vocabulary is kept in memory.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
         ngram_range=(3, 3), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, dtype=np.float32
     )
-    known, found = vectorizer.transform(train.texts), vectorizer.transform(other.texts)
+    train_counts, other_counts = vectorizer.transform(train.texts), vectorizer.transform(other.texts)
     pairs = []
-    for start in range(0, found.shape[0], 512):
-        product = (found[start : start + 512] @ known.T).tocsr()
-        for i in range(product.shape[0]):
-            row = product[i]
+    # In blocks of rows, to limit the memory of the product.
+    for start in range(0, other_counts.shape[0], 512):
+        cosines = (other_counts[start : start + 512] @ train_counts.T).tocsr()
+        for i in range(cosines.shape[0]):
+            row = cosines[i]
             if row.nnz and row.data.max() >= similar:
                 best = int(row.data.argmax())
                 pairs.append((float(row.data[best]), start + i, int(row.indices[best])))
@@ -96,6 +152,14 @@ def near_duplicates(train: Texts, other: Texts, similar: float) -> list[dict[str
 
 
 def excerpt(text: str, width: int = 100) -> str:
-    """The beginning of a text on one line."""
+    """The beginning of a text, on one line and without HTML entities.
+
+    Examples
+    --------
+    >>> excerpt("Salt &amp;\\n pepper")
+    'Salt & pepper'
+    >>> excerpt("a long text", width=7)
+    'a long…'
+    """
     line = " ".join(html.unescape(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

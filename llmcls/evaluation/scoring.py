@@ -1,4 +1,4 @@
-"""Evaluation: every row of a split scored exactly once, whatever the number of ranks, then measured."""
+"""Scoring a split, with every row scored exactly once on any number of ranks, and evaluating the scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from llmcls.model.losses import build_loss
 from llmcls.recipe.defaults import eval_batch_tokens
 from llmcls.recipe.schema import Recipe
 
-# Rows scored between two writes of a prediction. Training and `predict` cut a split at the same places, so that both
-# put a row into the same batch and get the same logits.
+# Rows per chunk. `predict` writes its results after each chunk. Training uses the same chunks, so that both put a row
+# into the same batch and get the same logits.
 CHUNK_ROWS = 4096
 
 
 @dataclass
 class Scorer:
-    """A prepared model and how to run it over a split.
+    """A prepared model and the settings to score a split with it.
 
     Attributes
     ----------
@@ -55,13 +55,15 @@ class Scorer:
 
 @dataclass
 class Evaluation:
-    """The outcome of scoring a split.
+    """Predictions and metrics of a split.
 
     Attributes
     ----------
     probabilities : float32 [rows, labels]
     predicted : bool [rows, labels]
+        The decisions.
     metrics : dict
+        Metrics by name.
     """
 
     probabilities: np.ndarray
@@ -72,12 +74,12 @@ class Evaluation:
 def make_scorer(
     accelerator: Accelerator, model: nn.Module, labels: LabelSpace, pad_token_id: int, recipe: Recipe
 ) -> Scorer:
-    """A scorer with the recipe's evaluation batch."""
+    """A scorer with the evaluation batch size of a recipe."""
     return Scorer(accelerator, model, labels, pad_token_id, eval_batch_tokens(recipe), unwrapped(model).packs)
 
 
 def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Score a split chunk by chunk, in its order.
+    """Score a split in chunks of `CHUNK_ROWS` rows, in order.
 
     Parameters
     ----------
@@ -88,7 +90,10 @@ def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple
 
     Yields
     ------
-    The first row of a chunk, and its logits, float32 [rows, labels], the same on every rank.
+    first : int
+        The first row of the chunk.
+    logits : float32 [rows, labels]
+        The same on every rank.
     """
     was_training = scorer.model.training
     scorer.model.eval()
@@ -101,7 +106,7 @@ def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple
 
 @torch.no_grad()
 def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndarray:
-    """Logits, float32 [rows, labels], of the rows from ``first`` to ``last``.
+    """Logits of the rows from ``first`` up to, but not including, ``last``: float32 [rows, labels].
 
     Raises
     ------
@@ -111,15 +116,15 @@ def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndar
     accelerator = scorer.accelerator
     device = accelerator.device
     plan = plan_evaluation(split.lengths[first:last], accelerator.num_processes, scorer.max_tokens, scorer.packed)
-    # The last column counts how often a row was scored, so that no row is lost or doubled unnoticed.
+    # The last column counts how often each row is scored.
     scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
     for rows in plan[accelerator.process_index]:
         batch = collate(split, first + rows, scorer.pad_token_id, scorer.packed).to(device)
         logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
         if len(rows):
-            where = torch.from_numpy(rows).to(device)
-            scores[where, :-1] = logits.float()
-            scores[where, -1] += 1
+            indices = torch.from_numpy(rows).to(device)
+            scores[indices, :-1] = logits.float()
+            scores[indices, -1] += 1
     scores = sum_over_ranks(accelerator, scores).cpu()
     counts = scores[:, -1]
     if not bool((counts == 1).all()):
@@ -153,7 +158,7 @@ def evaluate_logits(
     Returns
     -------
     Evaluation
-        ``metrics["loss"]`` is the mean cross-entropy over rows without calibration, whatever the training loss was.
+        ``metrics["loss"]`` is the mean cross-entropy over rows, without calibration, for every training loss.
     """
     probabilities = calibrated(logits, calibration or Calibration(), labels)
     predicted = apply_thresholds(probabilities, thresholds, labels)
@@ -163,12 +168,17 @@ def evaluate_logits(
 
 
 def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> dict[str, Any]:
-    """What a final evaluation has besides its metrics: bootstrap intervals and the most frequent confusions.
+    """The parts of a final evaluation that are not computed during training.
 
     Parameters
     ----------
     true, predicted : bool [rows, labels]
     labels : LabelSpace
+
+    Returns
+    -------
+    dict
+        "intervals", see `bootstrap_intervals`, and "confusions", see `confusions`.
     """
     return {
         "intervals": bootstrap_intervals(true, predicted),

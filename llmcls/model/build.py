@@ -23,17 +23,28 @@ from llmcls.recipe.schema import Recipe
 log = logging.getLogger(__name__)
 
 
-def build_classifier(recipe: Recipe, labels: LabelSpace, device: torch.device) -> Classifier:
+def build_classifier(
+    recipe: Recipe, labels: LabelSpace, device: torch.device, loading_device: torch.device | None = None
+) -> Classifier:
     """The classifier of a recipe, ready to train: pretrained weights, adapter, head, checkpointing.
 
     New weights are drawn from torch's generator, so call this after seeding it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    labels : LabelSpace
+    device : torch.device
+        Where the model will compute.
+    loading_device : torch.device, optional
+        Where weights are loaded and quantized, if not there.
 
     Raises
     ------
     UserError
         If the pretrained model cannot be loaded, is incomplete, or does not fit the recipe.
     """
-    network, new_modules = load_pretrained(recipe.model, labels, device)
+    network, new_modules = load_pretrained(recipe.model, labels, loading_device or device)
     _check_positions(network, recipe)
     if checkpoints_activations(recipe):
         if not network.supports_gradient_checkpointing:
@@ -85,6 +96,20 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
     return classifier
 
 
+def packing_request(recipe: Recipe, device: torch.device) -> PackingRequest:
+    """What a recipe asks of packing on a device."""
+    spec = recipe.model
+    return PackingRequest(
+        max_length=recipe.data.max_length,
+        device=device,
+        dtype=DTYPES[spec.torch_dtype],
+        # Without packing, attention is causal, so a bidirectional model has to be packed or refused.
+        wanted=True if spec.bidirectional else recipe.train.packing,
+        pooling=spec.pooling,
+        bidirectional=spec.bidirectional,
+    )
+
+
 def _prepare_packing_and_pooling(network: Any, recipe: Recipe, device: torch.device) -> PackedForward | None:
     """Set up packing and pooling on a loaded model.
 
@@ -107,15 +132,7 @@ def _prepare_packing_and_pooling(network: Any, recipe: Recipe, device: torch.dev
                 )
     if spec.bidirectional and wanted is False:
         raise recipe.error("model.bidirectional", "needs packed micro-batches; leave train.packing out")
-    request = PackingRequest(
-        max_length=recipe.data.max_length,
-        device=device,
-        dtype=DTYPES[spec.torch_dtype],
-        # Without packing, attention is causal, so a bidirectional model has to be packed or refused.
-        wanted=True if spec.bidirectional else wanted,
-        pooling=spec.pooling,
-        bidirectional=spec.bidirectional,
-    )
+    request = packing_request(recipe, device)
     try:
         packed = try_packing(network, request)
     except ValueError as error:

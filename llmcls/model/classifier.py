@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmcls.data.batches import send
 from llmcls.model.packed_forward import PackedForward
 from llmcls.model.pooling import pool
 from llmcls.model.pretrained import quantized_layers
@@ -98,7 +99,7 @@ class Classifier(nn.Module):
                 input_ids = torch.cat([text[:length] for text, length in zip(input_ids, lengths, strict=True)])
             pooled = self.packed.states(input_ids, list(lengths), network.score)
         else:
-            sizes = torch.tensor(lengths).to(input_ids.device, non_blocking=True)
+            sizes = send(torch.tensor(lengths), input_ids.device)
             real = torch.arange(input_ids.shape[1], device=input_ids.device) < sizes[:, None]
             if not self.is_decoder:
                 return network(input_ids=input_ids, attention_mask=real.long()).logits.float()

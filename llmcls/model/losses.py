@@ -1,6 +1,6 @@
-"""Losses: one number per sample, in float32, so that the loop can weight samples whatever their micro-batch.
+"""Losses, one float32 number per sample, so that the training loop can weight samples independently of micro-batches.
 
-Evaluation always reports plain cross-entropy, so that runs with different losses compare.
+Evaluation always reports plain cross-entropy, so that runs with different losses can be compared.
 """
 
 from __future__ import annotations
@@ -24,15 +24,42 @@ def build_loss(
     rows: int = 0,
     device: torch.device | None = None,
 ) -> Loss:
-    """The loss of a recipe; without ``train``, plain cross-entropy.
-
-    Targets are float32 [batch, labels] of 0/1 for multi-label (the loss is a mean over labels), int64 [batch] of
-    class numbers else.
+    """Build the loss of a recipe.
 
     Parameters
     ----------
-    positives: int [labels], training rows of each label; needed for ``pos_weight: balanced``. rows: of training.
-    device: where the logits will be.
+    problem_type : str
+        ``model.problem_type`` of the recipe.
+    train : TrainSection, optional
+        Loss, weights and label smoothing. None means plain cross-entropy.
+    positives : int [labels], optional
+        Training rows of each label; needed for ``pos_weight: balanced``.
+    rows : int
+        Training rows.
+    device : torch.device, optional
+        The device of the logits.
+
+    Returns
+    -------
+    Loss
+        A function of logits, float [batch, labels], and targets: float32 0/1 [batch, labels] for multi-label problems,
+        otherwise class numbers, int64 [batch]. It returns float32 [batch]. Multi-label losses are means over labels.
+
+    Raises
+    ------
+    ValueError
+        If ``pos_weight`` is "balanced" and ``positives`` is None.
+
+    Notes
+    -----
+    Multi-label targets are smoothed as in Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7, for
+    two classes per label.
+
+    Examples
+    --------
+    >>> loss = build_loss("multi_label_classification")
+    >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.6931])
     """
     multi_label = problem_type == "multi_label_classification"
     if train is None:
@@ -40,7 +67,7 @@ def build_loss(
     weight = None
     if train.pos_weight == "balanced":
         if positives is None:
-            raise ValueError("pos_weight needs the labels' counts")
+            raise ValueError("pos_weight: balanced needs the label counts")
         make = balanced_pos_weight if multi_label else balanced_class_weight
         weight = torch.from_numpy(make(positives, rows, train.pos_weight_cap)).to(device)
     smoothing = train.label_smoothing
@@ -50,7 +77,6 @@ def build_loss(
             gamma = train.focal_gamma if train.loss == "focal" else 0.0
             return cross_entropy(logits, targets, weight, smoothing, gamma)
         if smoothing:
-            # Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7, for two classes a label.
             targets = targets * (1 - smoothing) + smoothing / 2
         if train.loss == "focal":
             return focal(logits, targets, train.focal_gamma, weight)
@@ -65,7 +91,20 @@ def build_loss(
 def binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 [batch]: mean over labels of -w t log s(x) - (1 - t) log(1 - s(x)), from logits, so without overflow."""
+    """Binary cross-entropy, computed from logits so that it does not overflow.
+
+    Parameters
+    ----------
+    logits : float [batch, labels]
+    targets : float32 [batch, labels]
+    pos_weight : float32 [labels], optional
+        Factor w on the positives of each label.
+
+    Returns
+    -------
+    float32 [batch]
+        Mean over labels of -w t log s(x) - (1 - t) log(1 - s(x)), where s is the sigmoid.
+    """
     return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none", pos_weight=pos_weight).mean(-1)
 
 
@@ -73,21 +112,53 @@ def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None = None, smoothing: float = 0.0,
     gamma: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
-    """float32 [batch]: -w_t (1 - p_t)^gamma log p_t with p = softmax(x); smoothed as Szegedy et al. 2016."""
+    """Cross-entropy over classes, optionally weighted, smoothed and focal.
+
+    Parameters
+    ----------
+    logits : float [batch, classes]
+    targets : int64 [batch]
+    weight : float32 [classes], optional
+    smoothing : float
+        Label smoothing as in Szegedy et al. 2016.
+    gamma : float
+        Exponent of the focal factor.
+
+    Returns
+    -------
+    float32 [batch]
+        -w_t (1 - p_t)^gamma log p_t with p = softmax(x).
+    """
     losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
     if gamma:
-        chance = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].exp()
-        losses = losses * _power(1 - chance, gamma)
+        p_t = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].exp()
+        losses = losses * _power(1 - p_t, gamma)
     return losses if weight is None else losses * weight[targets]
 
 
 def focal(
     logits: torch.Tensor, targets: torch.Tensor, gamma: float, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 [batch]: mean over labels of -(1 - p_t)^gamma log p_t.
+    """Focal loss for multi-label targets, which may be smoothed.
 
-    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 4; for smoothed targets |t - p|^gamma, as Li et
-    al. 2020, "Generalized Focal Loss", equation 5, which is the same for t of 0 and 1.
+    Parameters
+    ----------
+    logits : float [batch, labels]
+    targets : float32 [batch, labels]
+    gamma : float
+        Exponent; 0 gives `binary_cross_entropy`.
+    pos_weight : float32 [labels], optional
+        Factor on the positives of each label.
+
+    Returns
+    -------
+    float32 [batch]
+        Mean over labels of -(1 - p_t)^gamma log p_t.
+
+    Notes
+    -----
+    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 4. For smoothed targets the factor is
+    |t - p|^gamma, as in Li et al. 2020, "Generalized Focal Loss", equation 5. It is the same for t = 0 and t = 1.
     """
     x = logits.float()
     losses = F.binary_cross_entropy_with_logits(x, targets, reduction="none", pos_weight=pos_weight)
@@ -98,15 +169,32 @@ def asymmetric(
     logits: torch.Tensor, targets: torch.Tensor, gamma_positive: float, gamma_negative: float, clip: float,
     pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """float32 [batch]: mean over labels of -t (1 - p)^g+ log p - (1 - t) q^g- log(1 - q), with q = max(p - clip, 0).
+    """Asymmetric loss: easy negatives count little, and negatives with a probability below ``clip`` do not count.
 
-    Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification", equations 4 to 7. Negatives below ``clip``
-    cost nothing, and easy ones little.
+    Parameters
+    ----------
+    logits : float [batch, labels]
+    targets : float32 [batch, labels]
+    gamma_positive, gamma_negative : float
+        Exponents g+ and g- for positives and negatives.
+    clip : float
+        Subtracted from the probability of negatives.
+    pos_weight : float32 [labels], optional
+        Factor on the positives of each label.
+
+    Returns
+    -------
+    float32 [batch]
+        Mean over labels of -t (1 - p)^g+ log p - (1 - t) q^g- log(1 - q), with q = max(p - clip, 0).
+
+    Notes
+    -----
+    Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification", equations 4 to 7.
     """
     x = logits.float()
     p = x.sigmoid()
     shifted = (p - clip).clamp(min=0)
-    # Without a clip, 1 - p would be rounded to nothing for large logits.
+    # Without a clip, 1 - p would be rounded to 0 for large logits, and its logarithm would be infinite.
     log_not = torch.log(1 - shifted) if clip else F.logsigmoid(-x)
     positive = targets * _power(1 - p, gamma_positive) * F.logsigmoid(x)
     if pos_weight is not None:
@@ -115,16 +203,57 @@ def asymmetric(
 
 
 def balanced_pos_weight(positives: np.ndarray, rows: int, cap: float) -> np.ndarray:
-    """float32 [labels]: negatives by positives of each label, as `BCEWithLogitsLoss` advises, at most ``cap``."""
+    """Weights for the positives of rare labels.
+
+    Parameters
+    ----------
+    positives : int [labels]
+        Rows of each label.
+    rows : int
+        All rows.
+    cap : float
+        Upper limit of a weight.
+
+    Returns
+    -------
+    float32 [labels]
+        negatives / positives of each label, as the documentation of `BCEWithLogitsLoss` recommends, at most ``cap``.
+
+    Examples
+    --------
+    >>> balanced_pos_weight(np.array([50, 10, 1]), rows=100, cap=10.0)
+    array([ 1.,  9., 10.], dtype=float32)
+    """
     positives = np.maximum(positives, 1)
     return np.minimum((rows - positives) / positives, cap).astype(np.float32)
 
 
 def balanced_class_weight(counts: np.ndarray, rows: int, cap: float) -> np.ndarray:
-    """float32 [classes]: rows / (classes x count), scikit-learn's "balanced" (King & Zeng 2001), at most ``cap``."""
+    """Weights for rare classes.
+
+    Parameters
+    ----------
+    counts : int [classes]
+        Rows of each class.
+    rows : int
+        All rows.
+    cap : float
+        Upper limit of a weight.
+
+    Returns
+    -------
+    float32 [classes]
+        rows / (classes x count), scikit-learn's "balanced" (King & Zeng 2001), at most ``cap``.
+
+    Examples
+    --------
+    >>> balanced_class_weight(np.array([60, 30, 10]), rows=100, cap=3.0)
+    array([0.5555556, 1.1111112, 3.       ], dtype=float32)
+    """
     return np.minimum(rows / (len(counts) * np.maximum(counts, 1)), cap).astype(np.float32)
 
 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:
-    # At 0 a power below 1 has an infinite slope, and infinity times zero is no number.
+    """``base ** exponent`` with a finite gradient."""
+    # At 0, a power below 1 has an infinite slope, and infinity times zero is nan.
     return torch.ones_like(base) if exponent == 0 else base.clamp(min=1e-12) ** exponent

@@ -1,6 +1,6 @@
-"""Memory: what one GPU must hold to train a recipe, estimated from shapes alone, without loading a weight.
+"""Estimate the memory that training a recipe needs on each GPU, from shapes alone; no weight is loaded.
 
-torch and transformers are imported only where a configuration is measured, so that the choice of a profile is quick.
+torch and transformers are imported only inside `shape_of`, so that choosing a profile is quick.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Any
 from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 
-# What a CUDA context, its libraries and the allocator's fragments take, GiB.
+# GiB for the CUDA context, its libraries and the fragmentation of the allocator.
 CONTEXT_GIB = 1.0
 
 
 @dataclass
 class Shape:
-    """A model in numbers.
+    """The size of a model.
 
     Attributes
     ----------
     layers, hidden : int
+        Number and width of the layers.
     linear : float
         Weights in the linear modules of the layers.
     other : float
-        Weights in embeddings and norms.
+        Weights in embeddings, norms and the head.
     adapted : float
-        Input plus output widths of the linear modules with an adapter: LoRA's weights per rank.
+        Sum of the input and output widths of all linear modules with an adapter: the weights that LoRA adds per unit of
+        its rank.
     """
 
     layers: int
@@ -41,13 +43,13 @@ class Shape:
 
     @property
     def parameters(self) -> float:
-        """All weights."""
+        """The number of weights."""
         return self.linear + self.other
 
 
 @dataclass
 class Estimate:
-    """GiB on each GPU.
+    """Memory of training on each GPU, in GiB.
 
     Attributes
     ----------
@@ -56,6 +58,7 @@ class Estimate:
     optimizer : float
         Gradients and optimizer state.
     activations : float
+        Upper limit of the activations that are kept for the backward pass.
     """
 
     weights: float
@@ -64,7 +67,7 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """The sum, with the CUDA context."""
+        """The sum, including the CUDA context."""
         return self.weights + self.optimizer + self.activations + CONTEXT_GIB
 
     def __str__(self) -> str:
@@ -75,7 +78,7 @@ class Estimate:
 
 
 def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimate:
-    """What a GPU holds in training.
+    """Estimate what each GPU holds in training.
 
     Parameters
     ----------
@@ -84,15 +87,20 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
     sharding : str
         "none" (one process, DDP), "optimizer_state" (ZeRO-2) or "all" (FSDP, ZeRO-3).
     ranks : int
-        Processes.
+        Number of processes.
+
+    Returns
+    -------
+    Estimate
 
     Notes
     -----
-    Frozen weights: 4.127 bits in NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3), else 2 or
-    4 bytes. Trained weights: float32 weight, gradient and two AdamW moments, 16 bytes (10 with an 8-bit optimizer).
-    Activations: 34 bytes x tokens x hidden per layer at 16 bits with fused attention (Korthikanti et al. 2022,
-    "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term); with
-    checkpointing only the 16-bit input of the layer, and one whole layer.
+    - Frozen weights: 4.127 bits in NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3), otherwise 2
+      or 4 bytes.
+    - Trained weights: float32 weight, gradient and two AdamW moments, 16 bytes (10 with an 8-bit optimizer).
+    - Activations: 34 bytes x tokens x hidden per layer at 16 bits with fused attention (Korthikanti et al. 2022,
+      "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term). A layer
+      with checkpointing keeps only its 16-bit input, and one layer at a time is recomputed in full.
     """
     model, train = recipe.model, recipe.train
     storage = 4.0 if model.torch_dtype == "float32" else 2.0
@@ -102,7 +110,7 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
     eight_bit = model.use_4bit and train.optim_8bit_when_4bit and sharding == "none"
     weights, optimizer = frozen + 4 * trained, trained * (6.0 if eight_bit else 12.0)
     if sharding == "all":
-        # Besides its part, a rank holds two whole layers: the one that computes and the one being fetched.
+        # In addition to its shard, a rank holds two whole layers: the one that computes and the one that is fetched.
         weights = weights / ranks + 2 * (shape.linear / shape.layers) * storage
     if sharding != "none":
         optimizer /= ranks
@@ -115,7 +123,19 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
 
 
 def shape_of(config: Any, recipe: Recipe) -> Shape:
-    """The shape of a `transformers` configuration, counted on the meta device."""
+    """Count the weights of a `transformers` configuration on the meta device.
+
+    Parameters
+    ----------
+    config : `transformers` configuration
+        Of a sequence classifier.
+    recipe : Recipe
+        Its ``model.lora_target_modules`` determine which modules are adapted.
+
+    Returns
+    -------
+    Shape
+    """
     import torch
     from torch import nn
     from transformers import AutoModelForSequenceClassification
@@ -129,21 +149,56 @@ def shape_of(config: Any, recipe: Recipe) -> Shape:
             linear += module.weight.numel()
             if targets == ["all-linear"] or name.rpartition(".")[2] in targets:
                 adapted += module.in_features + module.out_features
-    whole = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
-    return Shape(text.num_hidden_layers, text.hidden_size, float(linear), float(whole - linear), float(adapted))
+    return Shape(text.num_hidden_layers, text.hidden_size, float(linear), float(total - linear), float(adapted))
 
 
 def guessed_shape(billions: float) -> Shape:
-    """A Llama-like shape of about this size: width 128 x depth, and 12 x width squared weights a layer."""
+    """A Llama-like shape of about this size: width 128 x depth, and 12 x width squared weights per layer.
+
+    Parameters
+    ----------
+    billions : float
+        Parameters in billions.
+
+    Returns
+    -------
+    Shape
+
+    Examples
+    --------
+    >>> shape = guessed_shape(8.0)
+    >>> shape.layers, shape.hidden
+    (34, 4403)
+    """
     hidden = round((billions * 1e9 * 128 / 12) ** (1 / 3))
     layers = max(1, round(hidden / 128))
-    # Seven linear modules a layer: about 20 widths of inputs and outputs together.
+    # Seven linear modules per layer; their input and output widths add up to about 20 x width.
     return Shape(layers, hidden, 12.0 * layers * hidden**2, 0.1 * billions * 1e9, 20.0 * layers * hidden)
 
 
 def model_billions(name: str) -> float | None:
-    """Parameters in billions, from a folder's config.json or from a name such as ``Llama-3.2-1B``."""
+    """The number of parameters in billions, from the config.json of a folder or from the name of a model.
+
+    Parameters
+    ----------
+    name : str
+        A folder, or a name with a size, such as ``Llama-3.2-1B``.
+
+    Returns
+    -------
+    float, or None if the size is unknown
+
+    Examples
+    --------
+    >>> model_billions("meta-llama/Llama-3.2-1B")
+    1.0
+    >>> model_billions("HuggingFaceTB/SmolLM2-135M")
+    0.135
+    >>> model_billions("gpt2") is None
+    True
+    """
     config = Path(name) / "config.json"
     if config.is_file():
         shape: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
@@ -157,15 +212,20 @@ def model_billions(name: str) -> float | None:
 
 
 def memory_lines(recipe: Recipe, config: Any, sharding: str, ranks: int) -> list[str]:
-    """The estimate of a recipe in words.
+    """Describe the estimate of a recipe in words.
 
     Parameters
     ----------
     recipe : Recipe
     config : `transformers` configuration, optional
-        Of the model; without it, the shape is guessed from the size in the model's name.
-    sharding, ranks
+        Of the model. If it is None, the shape is guessed from the size in the name of the model.
+    sharding : str
+    ranks : int
         See `estimate`.
+
+    Returns
+    -------
+    list of str
     """
     name = recipe.model.model_name
     if config is not None:

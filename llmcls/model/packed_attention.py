@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import varlen
 
+from llmcls.data.batches import send
+
 
 @dataclass
 class Pack:
@@ -33,6 +35,8 @@ class Pack:
         The same for one query per text: 0, 1, 2, ...
     causal : bool
         Whether a token sees only itself and what comes before it.
+    flash : bool
+        Whether 16-bit attention runs in one kernel for all texts; else one kernel per text.
     """
 
     lengths: list[int]
@@ -41,9 +45,10 @@ class Pack:
     cu_seqlens: torch.Tensor
     query_cu_seqlens: torch.Tensor
     causal: bool = True
+    flash: bool = False
 
 
-def make_pack(lengths: list[int], device: torch.device, causal: bool = True) -> Pack:
+def make_pack(lengths: list[int], device: torch.device, causal: bool = True, flash: bool = False) -> Pack:
     """Describe texts of these lengths, without waiting for the device.
 
     Parameters
@@ -52,14 +57,14 @@ def make_pack(lengths: list[int], device: torch.device, causal: bool = True) -> 
         Tokens of each text, at least 1.
     device : torch.device
         Where the packed row is.
-    causal : bool
+    causal, flash : bool
         See `Pack`.
     """
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
 
     def put(values: np.ndarray, dtype: Any) -> torch.Tensor:
-        return torch.from_numpy(values.astype(dtype)).to(device, non_blocking=True)
+        return send(torch.from_numpy(values.astype(dtype)), device)
 
     return Pack(
         lengths=list(lengths),
@@ -68,6 +73,7 @@ def make_pack(lengths: list[int], device: torch.device, causal: bool = True) -> 
         cu_seqlens=put(cu_seqlens, np.int32),
         query_cu_seqlens=put(np.arange(len(lengths) + 1), np.int32),
         causal=causal,
+        flash=flash,
     )
 
 
@@ -93,11 +99,17 @@ def attention(
     float [1, tokens or texts, query heads, width]
     """
     last_token_only = query.shape[2] == len(pack.lengths)
-    on_gpu = query.device.type == "cuda"
-    # Rotary embedding in float32 makes queries and keys wider than flash attention accepts.
-    dtype = torch.get_autocast_dtype("cuda") if on_gpu and torch.is_autocast_enabled("cuda") else value.dtype
-    if on_gpu and dtype != torch.float32:
-        q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    kind, narrow = query.device.type, value.dtype
+    # Rotary embedding in float32 makes queries and keys wider than the values that autocast computed.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else narrow
+    if kind == "cpu":
+        # On a CPU, 16-bit attention is several times slower backwards than float32 attention, and less exact.
+        dtype = torch.float32
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    grouped = query.shape[1] != key.shape[1]
+    causal = pack.causal and not last_token_only
+    if pack.flash and dtype != torch.float32:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         out: Any = varlen.varlen_attn(
             q, k, v,
             pack.query_cu_seqlens if last_token_only else pack.cu_seqlens,
@@ -106,18 +118,14 @@ def attention(
             max(pack.lengths),
             scale=scaling,
             # For a query at the end of its text, every key is in the past.
-            window_size=(-1, 0) if pack.causal and not last_token_only else (-1, -1),
-            enable_gqa=query.shape[1] != key.shape[1],
+            window_size=(-1, 0) if causal else (-1, -1),
+            enable_gqa=grouped,
         )  # fmt: skip
         return out[None]
-    # On a CPU, 16-bit attention is several times slower backwards than float32 attention, and less exact.
-    narrow = value.dtype
     # Splitting makes views, and its backward pass is one concatenation; padding would copy in both directions.
-    queries = query.float().split(1 if last_token_only else pack.lengths, dim=2)
-    keys, values = key.float().split(pack.lengths, dim=2), value.float().split(pack.lengths, dim=2)
-    grouped = query.shape[1] != key.shape[1]
-    causal = pack.causal and not last_token_only
-    with torch.autocast(query.device.type, enabled=False):
+    queries = query.split(1 if last_token_only else pack.lengths, dim=2)
+    keys, values = key.split(pack.lengths, dim=2), value.split(pack.lengths, dim=2)
+    with torch.autocast(kind, enabled=False):
         texts = [
             F.scaled_dot_product_attention(
                 q, k, v, is_causal=causal, scale=scaling, dropout_p=dropout, enable_gqa=grouped
@@ -125,3 +133,65 @@ def attention(
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
     return torch.cat(texts, dim=2).transpose(1, 2).to(narrow)
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """The heads of an attention layer: query heads, key heads, and the width of each."""
+
+    heads: int
+    key_heads: int
+    width: int
+
+
+def choose_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
+    """Find the fastest attention for packed rows that works on a device, by trying it forward and backward.
+
+    Parameters
+    ----------
+    shape : HeadShape
+        Of the real model, because kernels limit the width of a head.
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the computation.
+
+    Returns
+    -------
+    "flash" (one kernel for all texts), "per text" (one kernel per text) or None, and why it is not flash.
+    """
+    if device.type == "cpu":
+        reason = "flash attention needs a GPU"
+    elif dtype == torch.float32:
+        reason = "flash attention needs 16 bits (model.torch_dtype)"
+    else:
+        error = _try_kernel(shape, device, dtype, flash=True)
+        if error is None:
+            return "flash", ""
+        reason = f"flash attention does not work here: {error}"
+    error = _try_kernel(shape, device, dtype, flash=False)
+    return ("per text", reason) if error is None else (None, f"{reason}; attention per text: {error}")
+
+
+def _try_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype, flash: bool) -> str | None:
+    """None if packed attention runs forward and backward, for all tokens and for one query per text; else the error."""
+    lengths = [5, 2, 9]
+    try:
+        pack = make_pack(lengths, device, flash=flash)
+        for queries in (sum(lengths), len(lengths)):
+            sizes = [(shape.heads, queries), (shape.key_heads, sum(lengths)), (shape.key_heads, sum(lengths))]
+            # No random numbers: the caller's generator must not notice the trial.
+            query, key, value = (
+                torch.linspace(-1, 1, heads * tokens * shape.width, device=device, dtype=dtype)
+                .view(1, heads, tokens, shape.width)
+                .requires_grad_()
+                for heads, tokens in sizes
+            )
+            with torch.enable_grad():
+                attention(query, key, value, pack, None).float().square().sum().backward()
+            gradients = [tensor.grad for tensor in (query, key, value)]
+            if not all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
+                return "its gradients are not finite"
+    # AssertionError: a build of torch without this kind of device.
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return None

@@ -3,7 +3,8 @@
 A classifier that pools at the last token reads one token per text. So the last layer needs keys and values of all
 tokens, but queries, output projection and MLP only at those tokens. Both steps are exact.
 
-Architectures that do not fit, or that give other states when tried, run right-padded instead.
+There are three tiers, chosen by trial: flash attention for all texts in one kernel, attention text by text, and for
+architectures that do not fit, or that give other states when tried, right-padded texts.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmcls.model import packed_attention
-from llmcls.model.packed_attention import Pack, make_pack
+from llmcls.model.packed_attention import HeadShape, Pack, choose_kernel, make_pack
 from llmcls.model.pooling import pool
 from llmcls.model.shrink import shrink
 
@@ -31,8 +33,9 @@ ATTENTION_NAME = "llmcls_packed"
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 OPTIONAL_PARTS = {"q_norm", "k_norm"}
-# Largest accepted difference between packed and single texts, relative to the largest state.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+# In the trial model, weights are amplified: with random weights of the usual size a layer changes its input so little
+# that errors in it would not be seen. States are compared in float32, relative to the largest one.
+GAIN, TOLERANCE = 8.0, 1e-5
 
 
 class PackedForward:
@@ -49,13 +52,25 @@ class PackedForward:
         "last", "mean" or "attention", see `llmcls.model.pooling.pool`.
     bidirectional : bool
         Whether every token sees the whole text.
+    flash : bool
+        Whether attention runs in one kernel for all texts; else text by text.
+    last_token_only : bool
+        Whether the last layer may run at the last tokens only; it does if pooling and architecture allow it.
     """
 
     _attached: ClassVar[int] = 0
 
-    def __init__(self, network: Any, pooling: str = "last", bidirectional: bool = False) -> None:
-        self.network, self.pooling, self.bidirectional = network, pooling, bidirectional
-        self.last_token_only = pooling == "last" and _has_known_parts(network.base_model.layers[-1])
+    def __init__(
+        self,
+        network: Any,
+        pooling: str = "last",
+        bidirectional: bool = False,
+        flash: bool = False,
+        last_token_only: bool = True,
+    ) -> None:
+        self.network, self.pooling, self.bidirectional, self.flash = network, pooling, bidirectional, flash
+        known = _has_known_parts(network.base_model.layers[-1])
+        self.last_token_only = last_token_only and pooling == "last" and known
         self._replaced_attention: str | None = None
 
     def attach(self) -> PackedForward:
@@ -100,7 +115,7 @@ class PackedForward:
         -------
         float [texts, hidden]
         """
-        pack = make_pack(lengths, input_ids.device, causal=not self.bidirectional)
+        pack = make_pack(lengths, input_ids.device, not self.bidirectional, self.flash)
         states: torch.Tensor = self.network.base_model(
             input_ids=input_ids[None], position_ids=pack.position_ids, use_cache=False, pack=pack
         ).last_hidden_state[0]
@@ -148,13 +163,62 @@ def try_packing(network: Any, request: PackingRequest) -> PackedForward | None:
     """
     if request.wanted is False:
         return None
-    reason = _why_not(network, request) or _difference(network, request)
-    if reason is None:
-        return PackedForward(network, request.pooling, request.bidirectional).attach()
-    if request.wanted:
-        raise ValueError(reason)
-    log.info("micro-batches are padded, not packed: %s", reason)
-    return None
+    choice = _choose(network, _head_shape(network.config), request)
+    on_gpu = request.device.type != "cpu"
+    if choice.kernel is None:
+        if request.wanted:
+            raise ValueError(choice.reason)
+        # A GPU owner should see why the fastest path is not taken.
+        log.log(logging.WARNING if on_gpu else logging.INFO, "micro-batches are padded, not packed: %s", choice.reason)
+        return None
+    if on_gpu and choice.kernel != "flash":
+        log.warning("attention runs text by text: %s", choice.reason)
+    flash = choice.kernel == "flash"
+    packed = PackedForward(network, request.pooling, request.bidirectional, flash, choice.last_token_only)
+    return packed.attach()
+
+
+def packing_in_words(config: Any, request: PackingRequest) -> str:
+    """What `try_packing` would do for a model of this configuration, found without its weights.
+
+    Parameters
+    ----------
+    config : `transformers` configuration
+    request : PackingRequest
+    """
+    if request.wanted is False:
+        return "padded (train.packing is false)"
+    with torch.random.fork_rng(devices=[]):
+        network = AutoModelForSequenceClassification.from_config(shrink(config))
+    choice = _choose(network, _head_shape(config), request)
+    if choice.kernel is None:
+        return f"padded: {choice.reason}"
+    return "packed, flash attention" if choice.kernel == "flash" else f"packed, attention text by text: {choice.reason}"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The kernel of packed attention, or None for padded texts; why it is not flash; and see `PackedForward`."""
+
+    kernel: str | None
+    reason: str
+    last_token_only: bool = True
+
+
+def _choose(network: Any, heads: HeadShape, request: PackingRequest) -> _Choice:
+    """The fastest tier that works for a model on a device."""
+    reason = _why_not(network, request)
+    if reason is not None:
+        return _Choice(None, reason)
+    kernel, why_not_flash = choose_kernel(heads, request.device, request.dtype)
+    if kernel is None:
+        return _Choice(None, why_not_flash)
+    # If they differ, the shortcut in the last layer may be what this architecture does not allow.
+    for last_token_only in (True, False):
+        reason = _difference(network, request, last_token_only)
+        if reason is None:
+            return _Choice(kernel, why_not_flash, last_token_only)
+    return _Choice(None, str(reason))
 
 
 def _attention_function(
@@ -170,11 +234,6 @@ def _why_not(network: Any, request: PackingRequest) -> str | None:
     config = network.config.get_text_config()
     if not hasattr(network, "score") or not hasattr(network.base_model, "layers"):
         return f"{type(network).__name__} is not a causal decoder"
-    if request.device.type not in ("cpu", "cuda"):
-        return f"{request.device.type} has no attention for texts of different lengths"
-    # A bidirectional model cannot be padded, so it takes the slower attention, text by text.
-    if request.device.type == "cuda" and request.dtype == torch.float32 and not request.bidirectional:
-        return "flash attention needs 16 bits (model.torch_dtype)"
     if getattr(config, "attn_logit_softcapping", None):
         return "the model caps its attention scores"
     if not getattr(network, "_supports_attention_backend", False) or not getattr(network, "_supports_sdpa", False):
@@ -187,29 +246,45 @@ def _why_not(network: Any, request: PackingRequest) -> str | None:
 
 
 @torch.no_grad()
-def _difference(network: Any, request: PackingRequest) -> str | None:
-    """None if packed rows give the states of single texts, tried on a small model of the same architecture."""
-    lengths, kind, device = [5, 2, 9], type(network).__name__, request.device
-    tokens = torch.arange(sum(lengths), device=device) % network.config.get_text_config().vocab_size
-    rng_state = torch.get_rng_state()
+def _difference(network: Any, request: PackingRequest, last_token_only: bool) -> str | None:
+    """None if packed rows give the states of single texts.
+
+    Tried in float32 on the CPU, on a model of the same architecture with few narrow layers and amplified weights: this
+    tests the wiring. Whether the kernel runs on the device is tested by `choose_kernel`.
+    """
+    lengths, kind = [5, 2, 9], type(network).__name__
+    tokens = torch.arange(sum(lengths)) % network.config.get_text_config().vocab_size
     packed: PackedForward | None = None
-    try:
-        trial = type(network)(shrink(network.config)).to(device, request.dtype).eval()
-        trial.set_attn_implementation("sdpa")
-        alone = torch.cat([_last_state(trial, text, request.bidirectional) for text in tokens.split(lengths)])
-        packed = PackedForward(trial, "last", request.bidirectional).attach()
-        together = packed.states(tokens, lengths).float()
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        return f"{kind} does not accept packed rows ({str(error).splitlines()[0]})"
-    finally:
-        if packed is not None:
-            packed.detach()
-        # The random weights of the trial must not change those of the head.
-        torch.set_rng_state(rng_state)
-    apart = float((together - alone).abs().max() / alone.abs().max())
-    if apart > TOLERANCE[request.dtype]:
-        return f"{kind} gives other states for packed rows (off by {apart:.1e})"
+    # The random weights of the trial must not change those of the head.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("cpu"):
+                trial = type(network)(shrink(network.config)).float().eval()
+            for name, weight in trial.named_parameters():
+                if weight.dim() == 2 and "embed" not in name:
+                    weight.mul_(GAIN)
+            trial.set_attn_implementation("sdpa")
+            alone = torch.cat([_last_state(trial, text, request.bidirectional) for text in tokens.split(lengths)])
+            packed = PackedForward(trial, "last", request.bidirectional, last_token_only=last_token_only).attach()
+            together = packed.states(tokens, lengths)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            return f"{kind} does not accept packed rows ({str(error).splitlines()[0]})"
+        finally:
+            if packed is not None:
+                packed.detach()
+    difference = float((together - alone).abs().max() / alone.abs().max())
+    # Not "difference > TOLERANCE", which a NaN would pass.
+    if not difference <= TOLERANCE:
+        return f"{kind} gives other states for packed rows (off by {difference:.1e})"
     return None
+
+
+def _head_shape(config: Any) -> HeadShape:
+    """The attention heads of a configuration."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return HeadShape(heads, getattr(text, "num_key_value_heads", None) or heads, width)
 
 
 def _last_state(network: Any, text: torch.Tensor, bidirectional: bool) -> torch.Tensor:
@@ -251,8 +326,10 @@ def _last_token_layer(
     key, value = heads(block.k_proj(normed), "k_norm"), heads(block.v_proj(normed))
     cos, sin = position_embeddings
     # The function rotates two tensors at the same positions, but query and key have different ones here.
-    query, _ = rotate(query, query[:, :0], cos[:, pack.last_token_index], sin[:, pack.last_token_index])
-    key, _ = rotate(key, key[:, :0], cos, sin)
+    # Some layers of SmolLM3 have no rotary embedding.
+    if getattr(block, "use_rope", True):
+        query, _ = rotate(query, query[:, :0], cos[:, pack.last_token_index], sin[:, pack.last_token_index])
+        key, _ = rotate(key, key[:, :0], cos, sin)
     mixed = packed_attention.attention(query, key, value, pack, getattr(block, "scaling", None))
     states = residual + block.o_proj(mixed.flatten(2))
     return states + layer.mlp(layer.post_attention_layernorm(states))

@@ -1,4 +1,4 @@
-"""Shrinking: an architecture in few narrow layers, for rehearsals and trials that must not cost a real model."""
+"""Shrink an architecture to few narrow layers, for rehearsals and trials that must be cheap."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ LAYERS, HEADS, HEAD_WIDTH = 2, 4, 16
 
 
 def shrink(config: Any) -> Any:
-    """A copy of a `transformers` configuration with few narrow layers and everything else as it was."""
+    """Copy a `transformers` configuration and reduce the number and the width of its layers.
+
+    Parameters
+    ----------
+    config : `transformers` configuration
+
+    Returns
+    -------
+    `transformers` configuration
+        All other settings are unchanged.
+    """
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    heads = text.num_attention_heads
-    # Grouped heads stay grouped: the ratio of query to key heads decides which kernels run.
+    heads, depth = text.num_attention_heads, text.num_hidden_layers
+    # The ratio of query heads to key heads decides which kernels run, so grouped heads stay grouped.
     groups = max(1, heads // (getattr(text, "num_key_value_heads", None) or heads))
     sizes = {
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": max(1, HEADS // groups),
@@ -21,9 +31,11 @@ def shrink(config: Any) -> Any:
         "embedding_size": HEADS * HEAD_WIDTH,
     }  # fmt: skip
     for name, value in sizes.items():
-        # attribute_map: GPT-2 calls its width n_embd, and setting hidden_size sets that.
+        # Configurations map common names to their own: setting hidden_size of GPT-2 sets n_embd.
         if getattr(text, name, None) is not None:
             setattr(text, name, value)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:LAYERS]
+    for name, value in vars(text).items():
+        # Settings per layer, such as layer_types. Keep the last ones, because `PackedForward` changes the last layer.
+        if isinstance(value, list) and len(value) == depth:
+            setattr(text, name, value[-LAYERS:])
     return small

@@ -1,4 +1,4 @@
-"""Tiny decoders and their tokenizers: for the demo, for tests, and for recipes without a pretrained model."""
+"""Tiny decoders and their tokenizers, for the demo, for tests, and for recipes without a pretrained model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,20 @@ log = logging.getLogger(__name__)
 
 
 def train_tokenizer(texts: list[str], pieces: int = 1024, lowercase: bool = False) -> Any:
-    """A byte-level BPE of ``pieces`` pieces that begins every text with a special token, as Llama's does."""
+    """Train a byte-level BPE tokenizer that starts every text with a special token, as the tokenizer of Llama does.
+
+    Parameters
+    ----------
+    texts : list of str
+    pieces : int
+        Size of the vocabulary.
+    lowercase : bool
+        Whether to ignore case. The first word of a text then has the same token as elsewhere.
+
+    Returns
+    -------
+    `transformers` tokenizer
+    """
     core = Tokenizer(models.BPE())
     if lowercase:
         core.normalizer = normalizers.Lowercase()
@@ -39,7 +52,23 @@ def train_tokenizer(texts: list[str], pieces: int = 1024, lowercase: bool = Fals
 
 
 def write_tiny_llama(folder: Path, texts: list[str], seed: int, steps: int) -> float:
-    """Train a tokenizer and a tiny Llama on ``texts`` and save both; returns the last next-token loss (nats)."""
+    """Train a tokenizer and a tiny Llama on texts, and save both.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to save them.
+    texts : list of str
+    seed : int
+        Seed of the weights and of the order of the samples.
+    steps : int
+        Optimizer steps.
+
+    Returns
+    -------
+    float
+        The next-token loss of the last step, in nats.
+    """
     tokenizer = train_tokenizer(texts)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -49,13 +78,13 @@ def write_tiny_llama(folder: Path, texts: list[str], seed: int, steps: int) -> f
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     stream = torch.tensor([t for ids in tokenizer(texts)["input_ids"] for t in [*ids, tokenizer.eos_token_id]])
-    window, batch = 128, 16
+    sequence_length, batch = 128, 16
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in range(steps):
-        starts = torch.randint(len(stream) - window, (batch,), generator=order)
-        tokens = torch.stack([stream[s : s + window] for s in starts])
+        starts = torch.randint(len(stream) - sequence_length, (batch,), generator=order)
+        tokens = torch.stack([stream[s : s + sequence_length] for s in starts])
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -70,7 +99,18 @@ def write_tiny_llama(folder: Path, texts: list[str], seed: int, steps: int) -> f
 
 @dataclass
 class Size:
-    """vocabulary: pieces of the tokenizer. hidden: width; a head is 32 wide, the MLP twice the width."""
+    """The size of an untrained decoder.
+
+    Attributes
+    ----------
+    vocabulary : int
+        Number of tokens of the tokenizer.
+    hidden : int
+        Width, a multiple of 32. An attention head has width 32, the MLP twice the width.
+    layers : int
+    lowercase : bool
+        Whether the tokenizer ignores case.
+    """
 
     vocabulary: int = 8192
     hidden: int = 128
@@ -79,15 +119,29 @@ class Size:
 
 
 def write_untrained_llama(recipe: Recipe, size: Size, seed: int) -> Path:
-    """Train the tokenizer, draw the weights, and write both to ``model.model_name``.
+    """Train a tokenizer on the training texts of a recipe, draw random weights, and save both.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The model is saved to its ``model.model_name``.
+    size : Size
+    seed : int
+        Seed of the weights.
+
+    Returns
+    -------
+    Path
+        The folder of the model.
 
     Raises
     ------
-    UserError: there is something of that name already.
+    UserError
+        If the folder exists, or the training file cannot be read.
     """
     folder = Path(recipe.model.model_name)
     if folder.exists():
-        raise recipe.error("model.model_name", f"is {folder}, which is there already; remove it or name another")
+        raise recipe.error("model.model_name", f"is {folder}, which already exists; remove it or choose another name")
     data = recipe.data
     table = read_table(data.train_csv, "data.train_csv")
     texts = whole_texts(table, data)
@@ -106,5 +160,7 @@ def write_untrained_llama(recipe: Recipe, size: Size, seed: int) -> Path:
         tokenizer.save_pretrained(temporary)
     tokens = sum(len(ids) for ids in tokenizer(texts)["input_ids"]) / len(texts)
     parameters = sum(p.numel() for p in model.parameters())
-    log.info("%s: %d parameters, %d pieces, %.0f tokens a text", folder, parameters, len(tokenizer), tokens)
+    log.info(
+        "%s: %d parameters, vocabulary of %d tokens, %.0f tokens per text", folder, parameters, len(tokenizer), tokens
+    )
     return folder

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from llmcls.common.files import replacing, write_text
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import multi_hot
+from llmcls.engine.agreement import from_main
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.scoring import uncertainty
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
@@ -44,7 +45,7 @@ def predict_ensemble(runs: list[FinishedRun], input_path: str, output: Path, acc
     paths = [folder / f"{i}.jsonl" for i in range(len(runs))]
     for run, path in zip(runs, paths, strict=True):
         done, made_from = path.with_suffix(".done"), signature(run, input_path)
-        if not (done.exists() and done.read_text(encoding="utf-8") == made_from):
+        if not from_main(accelerator, done.exists() and done.read_text(encoding="utf-8") == made_from):
             predict_table(run, input_path, path, accelerator)
             if accelerator.is_main_process:
                 write_text(done, made_from)

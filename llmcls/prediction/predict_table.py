@@ -20,6 +20,7 @@ from llmcls.data.labels import multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
 from llmcls.engine.accelerator import sum_over_ranks
+from llmcls.engine.agreement import first_process_first
 from llmcls.evaluation.calibration import calibrated, load_calibration
 from llmcls.evaluation.scoring import evaluate_logits, make_scorer, score_chunks, uncertainty
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
@@ -106,7 +107,7 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     """The input, with labels if it has all label columns."""
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
-    with accelerator.local_main_process_first():
+    with first_process_first(accelerator, accelerator.is_local_main_process):
         table = read_table(input_path, "--input")
         labelled = all(column in table.column_names for column in run.labels.columns)
         tokenizer = load_tokenizer(run.recipe.model)

@@ -1,4 +1,4 @@
-"""Values of the right type that cannot work, refused with the key and the reason."""
+"""Checks of recipe values that have the right type but cannot work, alone or together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from llmcls.recipe.schema import Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse values of the right type that cannot work.
+    """Check all values of a recipe.
 
     Raises
     ------
     UserError
-        Naming the file, the key, the value and what is allowed.
+        If a value, or a combination of values, cannot work. The message names the file, the key, the value and what
+        is allowed.
     """
     _check_ranges(recipe)
     _check_variants(recipe)
@@ -27,6 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_ranges(recipe: Recipe) -> None:
+    """Check numbers against their limits."""
     data, model, train = recipe.data, recipe.model, recipe.train
     at_least = [
         ("data.max_length", data.max_length, 1),
@@ -66,28 +68,31 @@ def _check_ranges(recipe: Recipe) -> None:
         ("train.label_smoothing", train.label_smoothing, 0, 1, "from 0 to below 1", True),
         ("train.asymmetric_clip", train.asymmetric_clip, 0, 1, "from 0 to below 1", True),
     ]
-    for key, value, low, high, words, closed in between:
-        if value is not None and not (low <= value < high if closed else low < value < high):
-            raise recipe.error(key, f"is {value}; it must be {words}")
+    for key, value, low, high, allowed, includes_low in between:
+        if value is not None and not (low <= value < high if includes_low else low < value < high):
+            raise recipe.error(key, f"is {value}; it must be {allowed}")
 
 
 def _check_experiment(recipe: Recipe) -> None:
+    """Check seeds, the run name, and the keys that need a validation file."""
     data, train, exp = recipe.data, recipe.train, recipe.exp
     if not exp.seeds:
-        raise recipe.error("exp.seeds", "is empty; name at least one seed")
+        raise recipe.error("exp.seeds", "is empty; give at least one seed")
     if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0:
-        raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or more and each named once")
+        raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different")
     if exp.run_name is not None and not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
         raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
     needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
     needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
         if value is not None and data.val_csv is None:
-            raise recipe.error(key, f"is {value}, which needs data.val_csv; name a validation file or set {key}=null")
+            raise recipe.error(
+                key, f"is {value}, which needs data.val_csv; set it to a validation file, or set {key}=null"
+            )
 
 
 def _check_variants(recipe: Recipe) -> None:
-    """Refuse variants that do not go together, saying why."""
+    """Check keys that exclude each other or depend on each other."""
     data, model, train = recipe.data, recipe.model, recipe.train
     if model.lora_r > 0 and not model.lora_alpha > 0:
         raise recipe.error("model.lora_alpha", f"is {model.lora_alpha}; it must be above 0")
@@ -98,7 +103,7 @@ def _check_variants(recipe: Recipe) -> None:
             "set lora_r to 1 or more, or model.use_4bit=false",
         )
     if model.lora_r > 0 and not model.lora_target_modules:
-        raise recipe.error("model.lora_target_modules", "is empty; name modules, or [all-linear]")
+        raise recipe.error("model.lora_target_modules", "is empty; list module names, or use [all-linear]")
     multi = model.problem_type == "multi_label_classification"
     if not multi:
         for key, used in (("train.loss", train.loss == "asymmetric"), ("data.label_separator", data.label_separator)):
@@ -121,43 +126,47 @@ def _check_variants(recipe: Recipe) -> None:
             "data.window_overlap", f"is {data.window_overlap}; it must be below data.max_length ({data.max_length})"
         )
     if data.prompt is not None and data.prompt.count("{text}") != 1:
-        raise recipe.error("data.prompt", "must hold {text} exactly once, where the text goes")
+        raise recipe.error("data.prompt", "must contain {text} exactly once, where the text is inserted")
 
 
 def _check_columns(recipe: Recipe) -> None:
+    """Check the columns that the recipe names; whether a table has them is checked when the table is read."""
     data = recipe.data
     if not data.text_fields and not data.target_text_column:
         raise recipe.error(
-            "data.text_fields", "and data.target_text_column are both empty; name the column(s) that hold the text"
+            "data.text_fields", "and data.target_text_column are both empty; list the columns that contain the text"
         )
     if not data.label_columns:
-        raise recipe.error("data.label_columns", "is empty; name the label columns")
+        raise recipe.error("data.label_columns", "is empty; list the label columns")
     if data.label_separator and len(data.label_columns) != 1:
         raise recipe.error(
             "data.label_columns",
-            f"names {len(data.label_columns)} columns; with data.label_separator it must name the one of all labels",
+            f"names {len(data.label_columns)} columns; with data.label_separator it must name a single column",
         )
-    doubled = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
-    if doubled:
-        raise recipe.error("data.label_columns", f"names {', '.join(doubled)} twice")
+    duplicates = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
+    if duplicates:
+        raise recipe.error("data.label_columns", f"names {', '.join(duplicates)} twice; remove the duplicates")
     text_columns = data.text_columns()
     for column in data.label_columns:
         if column in text_columns or column == data.id_column:
-            raise recipe.error("data.label_columns", f"names {column!r}, which is also the id or a text column")
+            raise recipe.error(
+                "data.label_columns", f"names {column!r}, which is also the id or a text column; remove it"
+            )
     if recipe.model.problem_type != "multi_label_classification" and len(data.label_columns) != 1:
         raise recipe.error(
             "data.label_columns",
             f"names {len(data.label_columns)} columns; {recipe.model.problem_type} needs exactly one, "
-            "which holds the class",
+            "which contains the class",
         )
 
 
 def _check_metrics(recipe: Recipe) -> None:
+    """Check the names of the selection metric and of the threshold metric."""
     name = recipe.train.metric_for_best_model
     if name not in METRIC_NAMES:
         near = difflib.get_close_matches(name, METRIC_NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known metrics: {', '.join(sorted(METRIC_NAMES))}"
-        raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not computed; {hint}")
+        hint = f"did you mean {near[0]}?" if near else "use f1_micro, or another metric of docs/recipes.md"
+        raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not a metric; {hint}")
     try:
         parse_objective(recipe.train.threshold_metric)
     except ValueError as error:

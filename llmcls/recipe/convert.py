@@ -1,8 +1,9 @@
-"""Strict reading of values: what a recipe's YAML holds, as the type its dataclass asks for, or one clear sentence."""
+"""Strict conversion of YAML values to the types that the dataclasses of a recipe declare."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import types
@@ -14,22 +15,78 @@ from llmcls.common.user_error import UserError
 
 
 def unknown(name: str, known: typing.Iterable[str], kind: str = "a key") -> str:
-    """Say that ``name`` is none of ``known``, and which of them is nearest."""
+    """The error message for a name that does not exist, with the most similar name that does.
+
+    Parameters
+    ----------
+    name : str
+        The unknown name, with or without a section: "section.key" or "key".
+    known : iterable of str
+        All names that exist.
+    kind : str
+        What ``name`` should be.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> unknown("train.learning_rte", ["train.learning_rate", "train.batch_size"])
+    'train.learning_rte is not a key; did you mean learning_rate?'
+    >>> unknown("dates", ["data", "model"], "a section of a recipe")
+    'dates is not a section of a recipe; did you mean data?'
+    """
     known = list(known)
     short = {k.rpartition(".")[2]: k for k in known}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     near = near or [short[m] for m in difflib.get_close_matches(name.rpartition(".")[2], short, n=1)]
-    hint = f"did you mean {near[0].rpartition('.')[2]}?" if near else f"known are {', '.join(known)}"
+    if near:
+        hint = f"did you mean {near[0].rpartition('.')[2]}?"
+    elif len(known) <= 12:
+        hint = f"use one of {', '.join(known)}"
+    else:
+        hint = "docs/recipes.md lists all keys"
     return f"{name} is not {kind}; {hint}"
 
 
-def convert(where: str, value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` asks, or a `UserError`; converts only what cannot be misunderstood."""
+def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
+    """Convert a YAML value to the type of a recipe key. Only unambiguous conversions are allowed.
+
+    Parameters
+    ----------
+    where : str
+        The beginning of error messages: file and key.
+    value : object
+        What YAML returned.
+    hint : type
+        The annotation of the dataclass field: str, int, float, bool, a Literal, a list or dict of these, or one of
+        these or None. A single value counts as a list of one.
+    expand : bool
+        Whether ``~`` and ``${VAR}`` are expanded in text, as in paths and names; not in separators and prompts.
+
+    Returns
+    -------
+    object
+        The converted value.
+
+    Raises
+    ------
+    UserError
+        If the value has the wrong type or is not allowed, or if it uses an environment variable that is not set.
+
+    Examples
+    --------
+    >>> convert("recipe.yaml: train.learning_rate", "1e-4", float)
+    0.0001
+    >>> convert("recipe.yaml: exp.seeds", 3, list[int])
+    [3]
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         alternatives = [a for a in typing.get_args(hint) if a is not type(None)]
         words = [word for a in alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)]
-        return value if value is None or value in words else convert(where, value, alternatives[0])
+        return value if value is None or value in words else convert(where, value, alternatives[0], expand)
     if origin is Literal:
         if value in typing.get_args(hint):
             return value
@@ -40,31 +97,35 @@ def convert(where: str, value: Any, hint: Any) -> Any:
     if origin is list:
         (inner,) = typing.get_args(hint)
         items = value if isinstance(value, list) else [value]
-        return [convert(f"{where}[{i}]" if len(items) > 1 else where, v, inner) for i, v in enumerate(items)]
+        return [convert(f"{where}[{i}]" if len(items) > 1 else where, v, inner, expand) for i, v in enumerate(items)]
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} is {value!r}; it must be {describe(hint)}")
         key_hint, inner = typing.get_args(hint)
-        return {convert(where, k, key_hint): convert(f"{where}.{k}", v, inner) for k, v in value.items()}
+        return {
+            convert(where, k, key_hint, expand): convert(f"{where}.{k}", v, inner, expand) for k, v in value.items()
+        }
     converted = _CONVERTERS[hint](value)
     if converted is None:
         advice = " (put it in quotes)" if hint is str else ""
         raise UserError(f"{where} is {value!r}; it must be {describe(hint)}{advice}")
-    return _expand(where, converted) if isinstance(converted, str) else converted
+    return _expand(where, converted) if expand and isinstance(converted, str) else converted
 
 
 def _to_float(value: Any) -> float | None:
+    """A number, or the text of one, as float; else None."""
     if isinstance(value, bool):
         return None
     try:
-        # YAML reads `1e-4` as text; nobody who writes it means text.
-        return float(value)
-    except (TypeError, ValueError):
+        # YAML 1.1 parses `1e-4` as text, although a number is meant.
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
-    # `yes`, `no`, `on` and dates are not text in YAML: guessing what was typed would be wrong half the time.
+    # YAML parses `yes`, `no`, `on` and dates as other types, and the original text is lost.
     str: lambda v: v if isinstance(v, str) else str(v) if type(v) in (int, float) else None,
     int: lambda v: int(v) if type(v) is int or (type(v) is float and v.is_integer()) else None,
     float: _to_float,
@@ -73,7 +134,15 @@ _CONVERTERS: dict[type, Callable[[Any], Any]] = {
 
 
 def describe(hint: Any) -> str:
-    """What a value must be, in words."""
+    """The allowed values of a type, in words.
+
+    Examples
+    --------
+    >>> describe(list[int])
+    'a list, each item a whole number'
+    >>> describe(Literal["mean", "max"])
+    'one of mean, max'
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return f"{describe(next(a for a in typing.get_args(hint) if a is not type(None)))} or null"
@@ -87,15 +156,15 @@ def describe(hint: Any) -> str:
 
 
 def _expand(where: str, text: str) -> str:
-    """``~`` and ``${VAR}`` / ``${VAR:-default}`` replaced; an unset variable without default is a mistake."""
+    """Expand ``~``, ``${VAR}`` and ``${VAR:-default}``; as in a shell, an empty variable takes the default."""
 
     def replace(match: re.Match[str]) -> str:
-        value = os.environ.get(match["name"])
-        if value:
+        value, default = os.environ.get(match["name"]), match["default"]
+        if value or (value is not None and default is None):
             return value
-        if match["default"] is None:
+        if default is None:
             raise UserError(f"{where} uses ${{{match['name']}}}, which is not set; set the environment variable")
-        return match["default"]
+        return default
 
     text = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", replace, text)
     return os.path.expanduser(text) if text.startswith("~") else text

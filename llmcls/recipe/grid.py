@@ -1,4 +1,4 @@
-"""Sweep grids: recipe values times seeds, as numbered tasks."""
+"""Sweep grids: every combination of recipe values with every seed, as a list of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,26 @@ from llmcls.common.user_error import UserError
 
 @dataclass
 class Grid:
-    """A sweep's file, checked."""
+    """The contents of a grid file, checked.
+
+    Attributes
+    ----------
+    source : str
+        The grid file.
+    recipe : str
+        The recipe that all runs start from.
+    profile : str
+        The profile that all runs use.
+    seeds : list of int
+    grid : dict
+        Values to try of each recipe key, by "section.key".
+    overrides : list of str
+        Overrides of the recipe for all runs.
+    at_once : int, optional
+        Maximum number of Slurm jobs that run at the same time.
+    sbatch : list of str
+        Further options of ``sbatch``.
+    """
 
     source: str
     recipe: str
@@ -29,7 +48,16 @@ class Grid:
 
 @dataclass
 class Task:
-    """One run of a sweep. values: what the grid gives it."""
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    values : dict
+        The values of the grid's keys in this run.
+    seed : int
+    overrides : list of str
+        All overrides of the recipe, with the seed and the run name.
+    """
 
     values: dict[str, Any]
     seed: int
@@ -37,11 +65,12 @@ class Task:
 
 
 def load_grid(path: str | Path) -> Grid:
-    """Read a grid.
+    """Read and check a grid file.
 
     Raises
     ------
-    UserError: unreadable, a key that is not known or missing, a value of the wrong kind.
+    UserError
+        If the file cannot be read, a key is unknown or missing, or a value has the wrong type.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -49,8 +78,8 @@ def load_grid(path: str | Path) -> Grid:
         raise UserError(f"{path} cannot be read as a grid: {str(error).splitlines()[0]}") from error
     known = [f.name for f in fields(Grid) if f.name != "source"]
     if not isinstance(raw, dict) or set(raw) - set(known):
-        odd = sorted(set(raw) - set(known)) if isinstance(raw, dict) else [type(raw).__name__]
-        raise UserError(f"{path}: {odd[0]} is no key of a grid; known are {', '.join(known)}")
+        unknown = sorted(set(raw) - set(known)) if isinstance(raw, dict) else [type(raw).__name__]
+        raise UserError(f"{path}: {unknown[0]} is not a key of a grid; use one of {', '.join(known)}")
     for key in ("recipe", "profile", "seeds", "grid"):
         if not raw.get(key):
             raise UserError(f"{path}: {key} is missing; see slurm/grid.yaml for an example")
@@ -60,19 +89,35 @@ def load_grid(path: str | Path) -> Grid:
             raise UserError(f"{path}: {key} is {raw[key]!r}; it must be a {'list' if kind is list else 'mapping'}")
     for key, values in raw["grid"].items():
         if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: grid.{key} is {values!r}; give a list of values, as [1.0e-4, 2.0e-4]")
+            raise UserError(f"{path}: grid.{key} is {values!r}; give a list of values, such as [1.0e-4, 2.0e-4]")
     return Grid(str(path), **{key: value for key, value in raw.items() if value is not None})
 
 
 def tasks_of(grid: Grid) -> list[Task]:
-    """Every combination with every seed, in the order of the file; each with a run name of its own."""
-    tasks = []
+    """One task for each combination of values and each seed, in the order of the file.
+
+    The run name of a task consists of its values and its seed, so that runs of different values do not share a folder.
+
+    Examples
+    --------
+    >>> grid = Grid("grid.yaml", "recipe.yaml", "cpu", [1, 2], {"train.batch_size": [4, 8]})
+    >>> len(tasks_of(grid))
+    4
+    >>> tasks_of(grid)[1].overrides
+    ['train.batch_size=4', 'exp.seeds=[2]', 'exp.run_name=batch_size-4_seed-2']
+    """
+    tasks: list[Task] = []
+    taken: set[str] = set()
     for combination in itertools.product(*grid.grid.values()):
         values = dict(zip(grid.grid, combination, strict=True))
         for seed in grid.seeds:
             words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()] + [f"seed-{seed}"]
             name = re.sub(r"[^\w.+-]+", "-", "_".join(words))
+            # Values that differ only in characters that a folder name cannot have.
+            numbered = (f"{name}_{i}" for i in itertools.count(2))
+            name = next(n for n in itertools.chain([name], numbered) if n not in taken)
+            taken.add(name)
             chosen = [f"{key}={value}" for key, value in values.items()]
-            own = [f"exp.seeds=[{seed}]", f"exp.run_name={name}"]
-            tasks.append(Task(values, seed, [*grid.overrides, *chosen, *own]))
+            identity = [f"exp.seeds=[{seed}]", f"exp.run_name={name}"]
+            tasks.append(Task(values, seed, [*grid.overrides, *chosen, *identity]))
     return tasks

@@ -1,8 +1,8 @@
-"""Recipes: one YAML file says what is learned; this module loads it strictly.
+"""Loading recipes: reads a YAML file, applies overrides, and checks every key and value.
 
-A recipe has four sections, `data`, `model`, `train` and `exp`, each a dataclass of `llmcls.recipe.schema`. Loading
-refuses unknown keys (offering the nearest known one), wrong types and impossible values, always naming the file and
-the key. Any value can be overridden from the command line as ``section.key=value``.
+A recipe has four sections, `data`, `model`, `train` and `exp`, each a dataclass of `llmcls.recipe.schema`. Unknown
+keys, values of the wrong type and values that cannot work are errors that name the file and the key. For an unknown
+key, the error suggests the most similar known one. The command line can override any value as ``section.key=value``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Parameters
     ----------
-    path: the YAML file.
-    overrides: strings ``section.key=value`` (``key=value`` where only one section has that key); the
-        value is read as YAML, so ``exp.seeds=[1,2]`` and ``model.use_4bit=true`` mean what they say.
+    path : str or Path
+        The YAML file.
+    overrides : list of str, optional
+        ``section.key=value``, or ``key=value`` if only one section has that key. The value is parsed as YAML, so
+        ``exp.seeds=[1,2]`` is a list and ``model.use_4bit=true`` is a boolean.
+
+    Returns
+    -------
+    Recipe
 
     Raises
     ------
-    UserError: naming the file, the key, the value found, what is allowed and the nearest known key.
+    UserError
+        If the file cannot be read, a key is unknown or missing, or a value is not allowed. The message names the file,
+        the key, the value and what is allowed.
     """
     source = str(path)
     raw = _read_yaml(Path(path))
@@ -42,7 +50,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if raw.get(name) is None:
             raw[name] = {}
         if not isinstance(raw[name], dict):
-            raise UserError(f"{source}: section {name} must hold `key: value` lines, not {raw[name]!r}")
+            raise UserError(f"{source}: section {name} must contain `key: value` lines, not {raw[name]!r}")
     for override in overrides or []:
         section, key, value = _parse_override(override)
         raw[section][key] = value
@@ -53,24 +61,25 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The resolved recipe as plain values, without the secret: safe to write and to log."""
+    """The recipe with all defaults as plain values. Contains no ``hf_token``, so it can be written and logged."""
     sections = {name: dataclasses.asdict(getattr(recipe, name)) for name in SECTIONS}
     sections["model"]["hf_token"] = None
     return sections
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back."""
+    """The recipe with all defaults as YAML, which `load_recipe` can read. Contains no ``hf_token``."""
     return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The top-level mapping of a recipe file, not checked further."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        have = f"; {path.parent} has {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such recipe file{have}") from None
+        hint = f"; {path.parent} contains {', '.join(near[:10])}" if near else ""
+        raise UserError(f"{path}: no such recipe file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the recipe cannot be read: {error}") from None
     try:
@@ -86,6 +95,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
+    """Section, key and value of ``section.key=value`` or ``key=value``."""
     target, equals, text = override.partition("=")
     target = target.strip()
     if not equals:
@@ -93,11 +103,11 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     section, dot, key = target.partition(".")
     if not dot:
         key = target
-        homes = [n for n, kind in SECTIONS.items() if key in {f.name for f in dataclasses.fields(kind)}]
-        if not homes:
+        matches = [n for n, kind in SECTIONS.items() if key in {f.name for f in dataclasses.fields(kind)}]
+        if not matches:
             known = [f"{n}.{f.name}" for n, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
             raise UserError(f"command line: {unknown(target, known, 'a recipe key')}")
-        section = homes[0]
+        section = matches[0]
     if section not in SECTIONS:
         raise UserError(f"command line: {unknown(section, SECTIONS, 'a section of a recipe')}")
     names = [f.name for f in dataclasses.fields(SECTIONS[section])]
@@ -110,6 +120,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> Any:
+    """A section's dataclass ``kind`` with the converted values of ``raw`` and defaults for the other keys."""
     hints = typing.get_type_hints(kind)
     for key in raw:
         if key not in hints:
@@ -121,7 +132,7 @@ def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> A
         if raw.get(f.name) is None:
             if required:
                 raise UserError(f"{where} is missing; it must be {describe(hints[f.name])}")
-            # An empty value (`text_fields:`) means the default, as in the reference recipes.
+            # An empty value, as in `text_fields:`, means the default.
             continue
-        values[f.name] = convert(where, raw[f.name], hints[f.name])
+        values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
     return kind(**values)

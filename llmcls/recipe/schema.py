@@ -19,14 +19,18 @@ SPLIT_KEYS = {"train": "train_csv", "validation": "val_csv", "test": "test_csv"}
 
 
 def _required(doc: str) -> Any:
-    return dataclasses.field(metadata={"doc": doc})
+    return dataclasses.field(metadata={"doc": doc, "literal": False})
 
 
-def _key(default: Any, doc: str, **options: Any) -> Any:
-    """A key with its default (a list is copied for each recipe) and its documentation."""
+def _key(default: Any, doc: str, literal: bool = False, **options: Any) -> Any:
+    """A key with its default (a list is copied for each recipe) and its documentation.
+
+    ``literal``: text is taken as it is; in other keys ``~`` and ``${VAR}`` are expanded.
+    """
+    metadata = {"doc": doc, "literal": literal}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata={"doc": doc}, **options)
-    return dataclasses.field(default=default, metadata={"doc": doc}, **options)
+        return dataclasses.field(default_factory=default.copy, metadata=metadata, **options)
+    return dataclasses.field(default=default, metadata=metadata, **options)
 
 
 @dataclass
@@ -43,13 +47,15 @@ class DataSection:
     id_column: str | None = _key(None, "Column of unique row ids. Without it, rows are numbered from 0.")
     text_fields: list[str] | None = _key(None, "Text columns, joined by text_separator; empty cells are skipped.")
     target_text_column: str | None = _key(None, "The text column, if text_fields is empty.")
-    text_separator: str = _key("\n", "What joins the text columns. The default is a line end.")
-    label_separator: str | None = _key(None, "The label column holds all labels of a row, as in `a|b`.")
+    text_separator: str = _key("\n", "What joins the text columns. The default is a line end.", literal=True)
+    label_separator: str | None = _key(None, "The label column holds all labels of a row, as in `a|b`.", literal=True)
     hierarchy_separator: str | None = _key(
-        None, "Labels are paths such as `a/b/c`; each label implies its ancestors `a/b` and `a`."
+        None, "Labels are paths such as `a/b/c`; each label implies its ancestors `a/b` and `a`.", literal=True
     )
-    prompt: str | None = _key(None, "What the model reads, with `{text}` and optionally `{labels}`.")
-    label_descriptions: dict[str, str] | None = _key(None, "Label to description, for `{labels}` in the prompt.")
+    prompt: str | None = _key(None, "What the model reads, with `{text}` and optionally `{labels}`.", literal=True)
+    label_descriptions: dict[str, str] | None = _key(
+        None, "Label to description, for `{labels}` in the prompt.", literal=True
+    )
     max_length: int = _key(512, "Maximum number of tokens per text, or per window.")
     truncation: Literal["head", "head_tail", "windows"] = _key(
         "head", "What is read of a longer text: its head, its head and tail, or all of it in windows."

@@ -1,8 +1,7 @@
-"""A recipe in miniature: the same architecture with few narrow layers, and a sample of the same data.
+"""Reduce a recipe to a miniature for a rehearsal: a small model of the same architecture, and a sample of the data.
 
-For rehearsals: the code that runs, the module names, the label columns and the file formats are those of the
-real recipe; only the sizes are not. What cannot be had here (a model on a hub out of reach, data not yet
-copied) is stood in for, and `Miniature.stand_ins` says so.
+The code that runs, the module names, the label columns and the file formats are those of the real recipe; only the
+sizes differ. A model or data file that is not available is replaced, and `Miniature.stand_ins` lists the replacements.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
-# Uneven on purpose: divisible by no number of processes and no batch.
+# Chosen so that no number of processes and no batch size divides them.
 ROWS = {"train": 97, "validation": 37, "test": 53}
 LLAMA_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 BERT_MODULES = {"query", "key", "value", "dense"}
@@ -36,9 +35,18 @@ BERT_MODULES = {"query", "key", "value", "dense"}
 
 @dataclass
 class Miniature:
-    """The recipe to rehearse with. config: of the real model, None when it is out of reach.
+    """A recipe in miniature.
 
-    stand_ins: sentences on what is not the recipe's own.
+    Attributes
+    ----------
+    recipe : Recipe
+        The recipe of the rehearsal.
+    path : Path
+        Its file.
+    config : `transformers` configuration, optional
+        Of the real model; None if it cannot be loaded.
+    stand_ins : list of str
+        What was replaced because it is not available, and by what.
     """
 
     recipe: Recipe
@@ -48,22 +56,36 @@ class Miniature:
 
 
 def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
-    """Write a small model, small data and the recipe over both to ``folder``.
+    """Write a small model, a sample of the data, and a recipe that uses both.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The real recipe.
+    folder : Path
+        Where to write.
+    steps : int
+        Optimizer steps of the rehearsal.
+
+    Returns
+    -------
+    Miniature
 
     Raises
     ------
-    UserError: the architecture cannot be shrunk; the data is there but does not fit the recipe.
+    UserError
+        If the architecture cannot be shrunk, or the data does not match the recipe.
     """
     mini = Miniature(recipe, folder / "recipe.yaml")
     data, labels = _sample_data(recipe, folder, mini.stand_ins)
     model_folder = folder / "model"
     targets = _write_model(recipe, labels, model_folder, mini)
-    train, whole = recipe.train, recipe.data
-    # A prompt has to fit, whatever it costs.
-    length = whole.max_length if whole.prompt else min(whole.max_length, 96)
+    train, real_data = recipe.train, recipe.data
+    # A prompt needs the full length.
+    length = real_data.max_length if real_data.prompt else min(real_data.max_length, 96)
     mini.recipe = replace(
         recipe,
-        data=replace(whole, max_length=length, window_overlap=min(whole.window_overlap, 16), **data),
+        data=replace(real_data, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data),
         model=replace(
             recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
             lora_target_modules=targets, lora_layers=None if recipe.model.lora_layers is None else [-1],
@@ -84,7 +106,7 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
 
 
 def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniature) -> list[str]:
-    """A randomly initialised small model and a tokenizer; returns the modules to adapt."""
+    """Write a small random model and a tokenizer; returns the names of the modules to adapt."""
     spec = recipe.model
     targets = spec.lora_target_modules
     try:
@@ -92,7 +114,7 @@ def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniatu
         config = shrink(mini.config)
     except UserError as error:
         kind = "BERT" if set(targets) <= BERT_MODULES else "Llama"
-        mini.stand_ins.append(f"a {kind} for {spec.model_name}, which is out of reach ({_short(error)})")
+        mini.stand_ins.append(f"a {kind} replaces {spec.model_name}, which cannot be loaded ({_short(error)})")
         tokenizer = train_tokenizer(make_corpus(200, seed=0))
         width = HEADS * HEAD_WIDTH
         architecture: Any = BertConfig if kind == "BERT" else LlamaConfig
@@ -101,14 +123,14 @@ def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniatu
             num_attention_heads=HEADS, num_labels=len(labels.names), pad_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         if targets != ["all-linear"] and not set(targets) <= (BERT_MODULES if kind == "BERT" else LLAMA_MODULES):
-            mini.stand_ins.append(f"LoRA on all linear layers for {', '.join(targets)}, which the stand-in has not")
+            mini.stand_ins.append(f"LoRA on all linear layers replaces LoRA on {', '.join(targets)}")
             targets = ["all-linear"]
     torch.manual_seed(0)
     try:
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise UserError(
-            f"model.model_name: {spec.model_name} ({config.model_type}) cannot be made small for a rehearsal: "
+            f"model.model_name: {spec.model_name} ({config.model_type}) cannot be shrunk for a rehearsal: "
             f"{_short(error)}; rehearse with a small model of the same family instead (model.model_name=...)"
         ) from error
     if spec.trust_remote_code:
@@ -119,19 +141,19 @@ def _write_model(recipe: Recipe, labels: LabelSpace, folder: Path, mini: Miniatu
 
 
 def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[dict[str, Any], LabelSpace]:
-    """Write a sample of every split; returns the changed keys of the recipe's data section, and the labels."""
+    """Write a sample of every split; returns the changed keys of the data section, and the labels."""
     files = recipe.data.files()
     missing = [path for path in files.values() if not Path(path).is_file()]
     if missing:
-        stand_ins.append(f"made-up rows for {', '.join(missing)}, which is not there")
-        return _made_up_data(recipe, folder)
+        stand_ins.append(f"generated rows replace {', '.join(missing)} (no such file)")
+        return _generated_data(recipe, folder)
     tables = {name: read_table(path) for name, path in files.items()}
     labels = label_space(recipe, tables["train"])
     changed = {}
     for name, table in tables.items():
         rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
         if name == "train" and (labels.separator or not labels.multi_label):
-            # Every label, or those that only validation has would be unknown.
+            # Include every label, because a label that only validation has would be refused as unknown.
             first: dict[str, int] = {}
             for i, cell in enumerate(table[labels.columns[0]]):
                 for value in str(cell).split(labels.separator) if labels.separator else [str(cell)]:
@@ -144,7 +166,8 @@ def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[di
     return changed, labels
 
 
-def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSpace]:
+def _generated_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSpace]:
+    """Like `_sample_data`, with generated rows in the columns of the recipe."""
     data, kind = recipe.data, recipe.model.problem_type
     fields = data.text_fields or [data.target_text_column or "text"]
     columns = [*([data.id_column] if data.id_column else []), *fields, *data.label_columns]
@@ -160,7 +183,7 @@ def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSp
             for i in range(ROWS[name]):
                 row = {data.id_column: f"{name}{i}"} if data.id_column else {}
                 row |= dict.fromkeys(fields, texts.pop())
-                # Classes cycle, so that every split has all of them.
+                # Every split gets all classes in turn.
                 named = kind == "single_label_classification" or data.label_separator is not None
                 single = f"class_{i % 3}" if named else str(i % 2)
                 multi = kind == "multi_label_classification" and not named
@@ -171,5 +194,5 @@ def _made_up_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], LabelSp
 
 
 def _short(error: BaseException) -> str:
-    """The first sentence of an error, without what it advises."""
+    """The first sentence of an error, without its advice."""
     return str(error).split("\n")[0].split(";")[0][:160]

@@ -1,7 +1,7 @@
-"""Comparing runs: is one side better, worse, or is the difference noise?
+"""Compare runs: is one side better, or is the difference noise?
 
-The rows of both sides are resampled together. A difference counts if 95 % of the resamples agree on its sign, but never
-between seeds of the same recipe.
+The rows of both sides are resampled together. A difference counts if 95 % of the resamples agree on its sign. Between
+seeds of the same recipe, no difference counts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from llmcls.results.run_folder import RunFolder
 
 @dataclass
 class Verdict:
-    """The comparison in one metric.
+    """The comparison of two sides in one metric.
 
     Attributes
     ----------
     metric : str
     first, second : float
-        The mean over the runs of A and of B.
+        Mean over the runs of A and of B.
     low, high : float
-        The 95 % interval of B - A.
+        Bounds of the 95 % interval of B - A.
     p : float
-        Two-sided, for no difference.
+        Two-sided p-value of "no difference".
     word : str
         "noise", "B is better" or "B is worse".
     """
@@ -48,7 +48,27 @@ class Verdict:
 
 
 def comparison_lines(first: Path, second: Path, split: str | None, resamples: int) -> list[str]:
-    """Compare two run folders or folders of runs, and say the result in words."""
+    """Compare two run folders, or folders of runs, and describe the result.
+
+    Parameters
+    ----------
+    first, second : Path
+        A and B. For a folder of runs, all its finished runs count.
+    split : str, optional
+        "validation" or "test". Default: test if all runs predicted it, otherwise validation.
+    resamples : int
+        Bootstrap resamples.
+
+    Returns
+    -------
+    list of str
+        The number of rows and runs, one line per metric, and a remark on seeds if it applies.
+
+    Raises
+    ------
+    UserError
+        If a folder has no finished run, no split was predicted by all runs, or labels or rows differ.
+    """
     sides = runs_in(first), runs_in(second)
     split = split or _common_split(*sides)
     recipes = [yaml.safe_load(run.recipe.read_text(encoding="utf-8")) for side in sides for run in side]
@@ -85,12 +105,20 @@ def compare(
 
     Returns
     -------
-    A verdict on every metric of `NAMES`, and the number of rows.
+    verdicts : list of Verdict
+        One for each metric of `NAMES`.
+    rows : int
+        The number of rows.
 
     Raises
     ------
     UserError
         If labels or rows differ.
+
+    Notes
+    -----
+    The p-value is twice the share of resamples on the other side of zero, which is never exactly 0 (Davison & Hinkley
+    1997, equation 4.11).
     """
     labels = labels_of(first[0])
     for run in (*first, *second):
@@ -104,16 +132,15 @@ def compare(
     means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in NAMES} for side in sides]
     for name in NAMES:
         low, high = np.percentile(differences[name], [2.5, 97.5])
-        # The share of resamples on the other side of zero, never quite none (Davison & Hinkley 1997, equation 4.11).
-        wrong = min((differences[name] <= 0).sum(), (differences[name] >= 0).sum())
-        p = min(1.0, 2 * (wrong + 1) / (resamples + 1))
+        other_sign = min((differences[name] <= 0).sum(), (differences[name] >= 0).sum())
+        p = min(1.0, 2 * (other_sign + 1) / (resamples + 1))
         word = "noise" if same or p > 0.05 or low <= 0 <= high else ("B is better" if low > 0 else "B is worse")
         verdicts.append(Verdict(name, means[0][name], means[1][name], float(low), float(high), float(p), word))
     return verdicts, len(true)
 
 
 def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[np.ndarray]]:
-    """True labels, and the decisions of each run, bool [rows, labels], in the order of the first run's ids."""
+    """The true labels and the decisions of each run, bool [rows, labels], in the row order of the first run."""
     found = [read_predictions(run.predictions(split), labels) for run in runs]
     ids, true = found[0].ids, found[0].true_marks(labels)
     decisions = []
@@ -126,13 +153,17 @@ def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.
         order = [row[i] for i in ids]
         marks = predictions.true_marks(labels)[order]
         if not np.array_equal(marks, true):
-            raise UserError(f"{run.path} has other true labels for the {split} rows than {runs[0].path}")
+            raise UserError(
+                f"{run.path} has other true labels for the {split} rows than {runs[0].path}; "
+                "compare runs with the same true labels"
+            )
         decisions.append(predictions.predicted[order])
     return true, decisions
 
 
 def _common_split(first: list[RunFolder], second: list[RunFolder]) -> str:
+    """The split that all runs predicted: test if possible, otherwise validation."""
     for split in ("test", "validation"):
         if all(split in run.predicted_splits() for run in (*first, *second)):
             return split
-    raise UserError("no split was predicted by all runs; name data.test_csv in both recipes")
+    raise UserError("no split was predicted by all runs; set data.test_csv in both recipes and train them again")

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page per run, with curves, metrics, baselines, labels and the recipe."""
+"""Render report.html: one self-contained page per run, with curves, metrics, baselines, labels and the recipe."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
 from llmcls.results.run_folder import RunFolder
 
+# Baselines, as in baselines.json, to their names in tables.
 BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear"}
 
 
 def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baselines: dict[str, Any] | None) -> None:
-    """Write the report of a run, which needs no other file.
+    """Write the report of a run, a page that needs no other file.
 
     Parameters
     ----------
     run : RunFolder
     recipe : Recipe
     metrics : dict
-        As in metrics.json.
+        The content of metrics.json.
     baselines : dict, optional
-        Baseline to split to metrics.
+        Metrics by baseline and split.
     """
     splits: list[str] = [s for s in ("train", "validation", "test") if s in metrics]
     model = recipe.model.model_name
@@ -52,16 +53,21 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baseli
 
 
 def render_report(run: RunFolder) -> Path:
-    """Write the report of a finished run again, from the files of the run.
+    """Write the report of a finished run again, from the files in its folder.
+
+    Parameters
+    ----------
+    run : RunFolder
 
     Returns
     -------
-    The report.
+    Path
+        The report.
 
     Raises
     ------
     UserError
-        If there is no run, or it is not finished.
+        If there is no run in the folder, or it is not finished.
     """
     labels_of(run)
     saved = run.experiment.baselines
@@ -71,36 +77,36 @@ def render_report(run: RunFolder) -> Path:
 
 
 def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any] | None) -> str:
-    """The tables of a run with at least one evaluated split; the last of ``splits`` is shown in detail."""
+    """HTML tables of the metrics of a run; the last of ``splits`` is shown in detail."""
     shown = splits[-1]
-    found = metrics[shown]
+    shown_metrics = metrics[shown]
     parts = []
-    if "intervals" in found:
-        half = metrics["at_half"][shown]
-        beside = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
+    if "intervals" in shown_metrics:
+        at_half = metrics["at_half"][shown]
+        others = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
         rows = [
-            [name, format_number(found[name]), f"{low:.4f} to {high:.4f}", format_number(half[name])]
-            + [format_number(b[name]) for b in beside.values()]
-            for name, (low, high) in found["intervals"].items()
+            [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half[name])]
+            + [format_number(b[name]) for b in others.values()]
+            for name, (low, high) in shown_metrics["intervals"].items()
         ]
-        header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in beside)]
+        header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in others)]
         parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
     overview = [
         [name, *(format_number(metrics[s].get(name)) for s in splits)]
-        for name, value in found.items()
+        for name, value in shown_metrics.items()
         if not isinstance(value, dict | list)
     ]
     parts.append(f"<h2>Metrics</h2>{_table(['metric', *splits], overview)}")
-    per_class = found["per_class"]
+    per_class = shown_metrics["per_class"]
     columns = list(next(iter(per_class.values())))
     thresholds = read_json(run.thresholds)["values"] if run.thresholds.exists() else {}
     rows = [
         [name, *(format_number(row[c]) for c in columns), format_number(thresholds.get(name))]
         for name, row in per_class.items()
     ]
-    parts.append(f"<h2>Each label ({shown})</h2>{_table(['label', *columns, 'threshold'], rows)}")
-    if found.get("confusions"):
-        rows = [[c["true"], c["predicted"] or "nothing", str(c["rows"])] for c in found["confusions"]]
+    parts.append(f"<h2>Labels ({shown})</h2>{_table(['label', *columns, 'threshold'], rows)}")
+    if shown_metrics.get("confusions"):
+        rows = [[c["true"], c["predicted"] or "nothing", str(c["rows"])] for c in shown_metrics["confusions"]]
         parts.append(
             f"<h2>Most frequent confusions ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}"
         )
@@ -117,25 +123,33 @@ svg{max-width:100%;height:auto}
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
+    """An HTML table; all cells are escaped."""
     head = "".join(f"<th>{html.escape(h.replace('_', ' '))}</th>" for h in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def format_number(value: float | int | None) -> str:
+    """A number for a table: four decimals for a float, a dash for a missing or undefined value.
+
+    Examples
+    --------
+    >>> format_number(0.5), format_number(12), format_number(None)
+    ('0.5000', '12', '–')
+    """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
-    """Losses, and the metric that selected the best model, over optimizer steps, as inline SVG."""
+    """Plot the losses, and the metric that selects the best model, over optimizer steps; returns inline SVG."""
     metric, train = recipe.train.metric_for_best_model, recipe.train
     plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Drawn without pyplot, which would choose a window system and keep figures in memory.
+    # pyplot would choose a GUI backend and keep every figure in memory.
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
@@ -161,7 +175,7 @@ def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.3)
-    out = io.StringIO()
-    figure.savefig(out, format="svg")
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]

@@ -1,23 +1,19 @@
-"""The folders of an experiment and of a run: every path in them, and who may write there."""
+"""The folders of an experiment and of a run: every path in them, and who may write there.
+
+Imports neither torch nor accelerate, so that `llmcls.folder` and `llmcls.sweep` answer job scripts quickly.
+"""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
-from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
 from llmcls.recipe.differences import differing_keys
-from llmcls.recipe.load import recipe_to_dict, recipe_to_yaml
+from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    # Only for the type: `llmcls.folder` and `llmcls.sweep` answer job scripts without loading torch.
-    from accelerate import Accelerator
 
 # The splits that a run predicts, the most telling one last.
 PREDICTED_SPLITS = ("validation", "test")
@@ -153,24 +149,6 @@ class ExperimentFolder:
     def baselines(self) -> Path:
         """The metrics of the baselines."""
         return self.path / "baselines.json"
-
-
-def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: Accelerator) -> None:
-    """Create a run folder, or verify that the run in it can be resumed. Collective.
-
-    Raises
-    ------
-    UserError
-        See `refuse_conflict`.
-    """
-    refuse_conflict(folder, recipe, seed)
-    # Every rank looks before the main one writes, or a slow rank would see the new files.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if recipe.exp.overwrite:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.recipe, recipe_to_yaml(recipe_of_run(recipe, seed)))
 
 
 def refuse_conflict(folder: RunFolder, recipe: Recipe, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The summary over seeds: mean, standard deviation and every seed, beside the baselines."""
+"""The summary over seeds: mean, standard deviation, the value of each seed, and the baselines."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
     ----------
     experiment : ExperimentFolder
     runs : list of RunFolder
+        All finished.
     baselines : dict, optional
-        Baseline to split to metrics.
+        Metrics by baseline and split.
 
     Returns
     -------
-    The table. Its standard deviation is that of a sample (n - 1), and empty for a single seed.
+    str
+        The content of summary.md. The standard deviation is that of a sample (n - 1), and empty for a single seed.
     """
     results = [read_json(run.metrics) for run in runs]
     splits = [s for s in ("validation", "test") if all(s in r for r in results)]
@@ -50,14 +52,14 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
     write_json(experiment.summary_json, summary)
     lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
     for split in splits:
-        beside = {BASELINE_NAMES[n]: b[split] for n, b in (baselines or {}).items() if split in b}
-        header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *beside]
+        others = {BASELINE_NAMES[n]: b[split] for n, b in (baselines or {}).items() if split in b}
+        header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]
         lines += ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
         for name, entry in summary[split].items():
             std = "" if entry["std"] is None else f"{entry['std']:.4f}"
-            each = " | ".join(f"{v:.4f}" for v in entry["values"])
-            others = "".join(f" {format_number(b.get(name))} |" for b in beside.values())
-            lines += [f"| {name} | {entry['mean']:.4f} | {std} | {each} |{others}"]
+            seeds = " | ".join(f"{v:.4f}" for v in entry["values"])
+            cells = "".join(f" {format_number(b.get(name))} |" for b in others.values())
+            lines += [f"| {name} | {entry['mean']:.4f} | {std} | {seeds} |{cells}"]
         lines += [""]
     text = "\n".join(lines)
     write_text(experiment.summary, text)
@@ -65,11 +67,17 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
 
 
 def render_summary(runs: list[RunFolder]) -> Path:
-    """Write the summary of finished runs of one experiment again, from their files.
+    """Write the summary of an experiment again, from the files of its finished runs.
+
+    Parameters
+    ----------
+    runs : list of RunFolder
+        At least one, all of the same experiment.
 
     Returns
     -------
-    The summary.
+    Path
+        The file summary.md.
     """
     experiment = runs[0].experiment
     saved = read_json(experiment.baselines)["baselines"] if experiment.baselines.exists() else None

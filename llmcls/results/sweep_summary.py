@@ -1,4 +1,4 @@
-"""The summary of a sweep: a table of all combinations, the best one first."""
+"""The summary of a sweep: a table of all combinations, ranked by the metric of the recipe."""
 
 from __future__ import annotations
 
@@ -15,29 +15,38 @@ from llmcls.results.run_folder import ExperimentFolder
 
 
 def write_sweep_summary(grid: Grid) -> str:
-    """Write ``sweep-<grid>.md`` and ``.json`` to the recipe's output root, best combination first; returns the table.
+    """Write ``sweep-<grid>.md`` and ``sweep-<grid>.json`` to the output root of the recipe.
 
-    A combination's figures are the mean and sample standard deviation over its seeds. It is ranked on validation,
-    never on test, when there is a validation set.
+    The table has the mean and the sample standard deviation over the seeds of each combination, the best combination
+    first. Combinations are ranked by validation, and by test only if the recipe has no validation file.
+
+    Parameters
+    ----------
+    grid : Grid
+
+    Returns
+    -------
+    str
+        The table.
     """
-    base = load_recipe(grid.recipe, grid.overrides)
-    metric = base.train.metric_for_best_model
+    common = load_recipe(grid.recipe, grid.overrides)
+    metric = common.train.metric_for_best_model
     combinations: dict[str, dict[str, Any]] = {}
     for task in tasks_of(grid):
         entry = combinations.setdefault(
             repr(task.values), {"values": task.values, "validation": [], "test": [], "seeds": [], "missing": []}
         )
         recipe = load_recipe(grid.recipe, task.overrides)
-        found = ExperimentFolder.of(recipe).run(0).metrics
-        if not found.exists():
+        file = ExperimentFolder.of(recipe).run(0).metrics
+        if not file.exists():
             entry["missing"].append(task.seed)
             continue
-        metrics = read_json(found)
+        metrics = read_json(file)
         entry["seeds"].append(task.seed)
         for split in ("validation", "test"):
             if split in metrics:
                 entry[split].append(metrics[split][metric])
-    ranked = sorted(combinations.values(), key=lambda e: _rank(e, base))
+    ranked = sorted(combinations.values(), key=lambda e: _rank(e, common))
     keys = list(grid.grid)
     lines = [
         f"# sweep {Path(grid.source).stem}: {metric}",
@@ -50,18 +59,20 @@ def write_sweep_summary(grid: Grid) -> str:
         cells += [_mean(entry["validation"]), _mean(entry["test"]), ", ".join(f"seed {s}" for s in entry["missing"])]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
-    root = Path(base.exp.output_root) / f"sweep-{Path(grid.source).stem}"
-    write_text(root.with_suffix(".md"), text)
-    write_json(root.with_suffix(".json"), {"metric": metric, "combinations": ranked})
+    file = Path(common.exp.output_root) / f"sweep-{Path(grid.source).stem}"
+    write_text(file.with_suffix(".md"), text)
+    write_json(file.with_suffix(".json"), {"metric": metric, "combinations": ranked})
     return text
 
 
 def _rank(entry: dict[str, Any], recipe: Recipe) -> float:
+    """The sort key of a combination: lower is better; a combination without a finished seed is last."""
     values = entry["validation"] or entry["test"]
     return -metric_direction(recipe.train.metric_for_best_model) * statistics.fmean(values) if values else float("inf")
 
 
 def _mean(values: list[float]) -> str:
+    """Mean and sample standard deviation as text; empty without values."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +25,7 @@ from llmcls.common.files import current_folder, read_json, replacing_folder, wri
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import unwrapped
+from llmcls.engine.agreement import from_main, require_same
 from llmcls.engine.full_state import (
     full_optimizer_state,
     load_optimizer_state,
@@ -107,10 +109,13 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     UserError
         If the checkpoint was written by another version of llmcls, or for another model or optimizer.
     """
-    last = current_folder(run.last_checkpoint)
+    last = from_main(accelerator, current_folder(run.last_checkpoint))
     if last is None:
         return None
-    progress = read_progress(last)
+    progress = read_progress(last) if (last / PROGRESS).is_file() else None
+    by_main = from_main(accelerator, progress)
+    require_same(progress, by_main, last)
+    assert progress is not None, "the main process has read it"
     load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
     saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
     kind = type(torch_optimizer(optimizer)).__name__
@@ -141,8 +146,8 @@ def read_progress(checkpoint: Path) -> Progress:
         ) from None
 
 
-def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int) -> None:
-    """Write `checkpoints/best`, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
+def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
+    """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
     weights = trained_weights(accelerator, model)
     if accelerator.is_main_process:
         for rank in range(keep, 1, -1):
@@ -155,16 +160,26 @@ def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: 
                 else:
                     os.replace(newer, older)
         with replacing_folder(run.best_checkpoint()) as temporary:
-            save_file(weights, temporary / WEIGHTS)
+            save_file(weights, temporary / WEIGHTS, metadata={"step": str(step)})
     accelerator.wait_for_everyone()
 
 
 def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
     """Restore the weights of `checkpoints/best` into the model. Collective."""
-    best = current_folder(run.best_checkpoint())
+    best = from_main(accelerator, current_folder(run.best_checkpoint()))
     if best is None:
         raise FileNotFoundError(f"{run.best_checkpoint()}: no best checkpoint was written")
+    step = _saved_step(best)
+    require_same(step, from_main(accelerator, step), best)
     load_trained_weights(accelerator, model, load_file(best / WEIGHTS))
+
+
+def _saved_step(checkpoint: Path) -> str | None:
+    """The step stored with the weights of a checkpoint folder; None if this machine does not see them."""
+    if not (checkpoint / WEIGHTS).is_file():
+        return None
+    with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
+        return (file.metadata() or {}).get("step", "")
 
 
 def save_model(

@@ -12,6 +12,7 @@ from accelerate import Accelerator, PartialState
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.tables import read_table
+from llmcls.engine.agreement import first_process_first
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
@@ -48,7 +49,7 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
     tokenizer = load_tokenizer(recipe.model)
     files = recipe.data.files()
     splits: dict[str, Split] = {}
-    with accelerator.local_main_process_first():
+    with first_process_first(accelerator, accelerator.is_local_main_process):
         train_table = read_table(files["train"], "data.train_csv")
         labels = label_space(recipe, train_table)
         for name, path in files.items():

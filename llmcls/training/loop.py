@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmcls.common.signals import Interrupted, stop_requested
+from llmcls.common.signals import Interrupted, stop_planned, stop_requested
 from llmcls.common.user_error import UserError
 from llmcls.data.batches import Step, collate, plan_epoch, steps_per_epoch
 from llmcls.engine.accelerator import any_rank, gradients_kept_local, sum_over_ranks
@@ -29,6 +29,9 @@ from llmcls.training.setup import TrainingSetup
 from llmcls.training.tracking import StepDisplay
 
 log = logging.getLogger(__name__)
+
+# How late a rank may react to a signal of another one.
+SECONDS_BETWEEN_SIGNALS = 2.0
 
 
 def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress) -> None:
@@ -63,7 +66,9 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                 last = progress.step == setup.total_steps
                 every = setup.recipe.train.eval_steps
                 evaluating = (progress.step % every == 0 if every else epoch_done) or last
-                stopping = any_rank(setup.accelerator, stop_requested(progress.step))
+                stopping = stop_planned(progress.step)
+                if not stopping and (evaluating or progress.step % interval.steps_between_signals == 0):
+                    stopping = any_rank(setup.accelerator, stop_requested())
                 if progress.step % setup.recipe.train.logging_steps == 0 or evaluating or stopping:
                     interval.report(setup, display, per_epoch)
                 if evaluating:
@@ -131,15 +136,19 @@ class _LoggingInterval:
     """Loss and speed since the last report, from the rows that were processed; the loss stays on the device."""
 
     def __init__(self, progress: Progress, device: torch.device) -> None:
+        # Steps between two questions whether a rank received a signal: each question makes the ranks wait.
+        self.steps_between_signals = 1
         self._progress = progress
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._rows = self._tokens = 0
+        # Apple's GPUs have no float64.
+        self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self._steps = self._rows = self._tokens = 0
         self._seconds = 0.0
         self._since = time.perf_counter()
 
     def add(self, step: Step, loss_sum: torch.Tensor) -> None:
         """Count one optimizer step."""
         self._loss += loss_sum
+        self._steps += 1
         self._rows += step.rows
         self._tokens += step.tokens
 
@@ -156,8 +165,15 @@ class _LoggingInterval:
 
     def report(self, setup: TrainingSetup, display: StepDisplay, per_epoch: int) -> None:
         """Sum over ranks, show, record, and start a new interval."""
-        loss = float(sum_over_ranks(setup.accelerator, self._loss)) / self._rows
+        # Reading the loss waits until the device has done the steps; only then the clock is right.
+        own_loss = float(self._loss)
         self.pause()
+        # Ranks measure different times, so they sum them: all must come to the same number of steps between signals.
+        own = torch.tensor([own_loss, self._seconds], dtype=self._loss.dtype, device=self._loss.device)
+        loss_sum, seconds = sum_over_ranks(setup.accelerator, own).tolist()
+        loss = loss_sum / self._rows
+        step_seconds = seconds / setup.accelerator.num_processes / self._steps
+        self.steps_between_signals = max(1, min(100, int(SECONDS_BETWEEN_SIGNALS / max(step_seconds, 1e-9))))
         progress, train = self._progress, setup.recipe.train
         progress.loss_sum += loss * self._rows
         progress.loss_samples += self._rows
@@ -180,7 +196,7 @@ class _LoggingInterval:
         display.report(progress.step, values, seconds_left)
         setup.record(progress.step, "train", values)
         self._loss.zero_()
-        self._rows = self._tokens = 0
+        self._steps = self._rows = self._tokens = 0
         self._seconds = 0.0
 
 
@@ -211,7 +227,7 @@ def _evaluate_and_save(
     progress.history.append(entry)
     if better:
         progress.best_value, progress.best_step = value, progress.step
-        save_best(setup.folder, setup.accelerator, model, setup.recipe.train.save_total_limit)
+        save_best(setup.folder, setup.accelerator, model, setup.recipe.train.save_total_limit, progress.step)
     save_last(setup.folder, setup.accelerator, model, optimizer, progress)
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 
 from llmcls.data.batches import global_batch_size, steps_per_epoch
+from llmcls.model.build import packing_request
 from llmcls.model.memory import Shape, estimate, shape_of
+from llmcls.model.packed_forward import packing_in_words
 from llmcls.model.pretrained import load_config
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import ExperimentFolder
@@ -23,10 +25,13 @@ def preview(recipe: Recipe, inputs: Inputs) -> list[str]:
     storage = "4-bit" if recipe.model.use_4bit else recipe.model.torch_dtype
     trained = "all weights" if recipe.model.lora_r == 0 else f"LoRA r={recipe.model.lora_r}"
     gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    device = torch.accelerator.current_accelerator() if gpus else None
+    device = device or torch.device("cpu")
     return [
         f"labels: {len(inputs.labels.names)} ({recipe.model.problem_type})",
         f"model: {recipe.model.model_name} ({config.model_type}), {shape.parameters / 1e6:,.1f} million "
         f"parameters in {storage}, {trained}",
+        f"micro-batches: {packing_in_words(config, packing_request(recipe, device))}",
         f"memory: {estimate(shape, recipe, 'none', 1)}",
         *_storage_advice(recipe, shape),
         f"steps: {steps} per epoch of {rows} texts on one process, at most {recipe.train.num_train_epochs} epochs, "

@@ -1,7 +1,7 @@
-"""The budget: how many tokens a micro-batch may hold, found by trying (``train.micro_batch_tokens: auto``).
+"""The token budget: how many tokens a micro-batch may hold, measured for ``train.micro_batch_tokens: auto``.
 
-Larger micro-batches keep a device busier and dequantize a 4-bit base less often, until memory ends. Results do not
-depend on the budget, so it may be found once on each kind of machine, and is remembered beside the runs.
+Larger micro-batches use the device better and dequantize a 4-bit model less often, up to the limit of its memory. The
+results do not depend on the budget, so it is measured once per kind of device and stored in the output root.
 """
 
 from __future__ import annotations
@@ -19,21 +19,38 @@ from torch import nn
 
 from llmcls.common.files import read_json, write_json
 from llmcls.engine.accelerator import shards_state, unwrapped
+from llmcls.engine.agreement import from_main
 from llmcls.recipe.defaults import micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
 
-
-# Of a GPU's memory; the rest is for the optimizer's state, which the first step makes, and for fragments.
+# Share of the GPU memory that a trial may use. The rest is for the optimizer state, which is created at the first step,
+# and for fragmentation.
 MEMORY_SHARE = 0.8
-# A larger budget must be faster by this factor to be worth its memory.
-WORTH = 1.03
-LARGEST = 1 << 17
+# A larger budget is preferred only if it is faster by this factor.
+MIN_SPEEDUP = 1.03
+MAX_TOKENS = 1 << 17
 
 
 def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> int:
-    """The recipe's budget; ``auto`` is looked up in ``output_root/budgets.json``, or found now and written there."""
+    """The token budget of a recipe. Collective.
+
+    For ``auto``, the budget is read from ``output_root/budgets.json``, or measured and written to this file. Engines
+    that shard the model use ``batch_size`` x ``max_length``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    accelerator : Accelerator
+    model : nn.Module
+        As returned by `llmcls.engine.accelerator.prepare`.
+
+    Returns
+    -------
+    int
+        Tokens of a micro-batch.
+    """
     wanted = recipe.train.micro_batch_tokens
     if wanted != "auto":
         return micro_batch_tokens(recipe)
@@ -41,15 +58,14 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
         log.info("train.micro_batch_tokens: auto is not supported with sharded engines; using batch_size x max_length")
         return micro_batch_tokens(recipe)
     file = Path(recipe.exp.output_root) / "budgets.json"
-    key = _situation(recipe, accelerator)
-    known = read_json(file) if file.exists() else {}
-    accelerator.wait_for_everyone()
+    key = _key(recipe, accelerator)
+    known = from_main(accelerator, read_json(file) if file.exists() else {})
     if key not in known:
-        found = find_token_budget(recipe, unwrapped(model), accelerator)
+        budget = find_token_budget(recipe, unwrapped(model), accelerator)
         if accelerator.num_processes > 1:
-            # The smallest of all ranks: each has tried on its own device.
-            found = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
-        known[key] = found
+            # Each rank measures on its own device; all use the smallest budget.
+            budget = int(accelerator.gather(torch.tensor([budget], device=accelerator.device)).min())
+        known[key] = budget
         if accelerator.is_main_process:
             write_json(file, known)
     log.info("micro-batches hold up to %d tokens (train.micro_batch_tokens: auto, %s)", known[key], file)
@@ -57,65 +73,83 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
 
 
 def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> int:
-    """Double the tokens of a pass while it fits and pays; returns the fastest budget that fitted."""
+    """Measure the fastest token budget that fits in memory.
+
+    Starting with one text of full length, the number of tokens is doubled until memory is nearly full or larger passes
+    are not faster.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    model : Classifier
+        Its gradients are cleared; its weights do not change.
+    accelerator : Accelerator
+
+    Returns
+    -------
+    int
+        Tokens of a micro-batch, at least ``data.max_length``.
+    """
     device, length = accelerator.device, recipe.data.max_length
-    state, training = torch.get_rng_state(), model.training
+    rng_state, training = torch.get_rng_state(), model.training
     model.train()
     best, best_rate = length, 0.0
     try:
         tokens = length
-        while tokens <= LARGEST:
+        while tokens <= MAX_TOKENS:
             try:
                 rate = _tokens_per_second(model, accelerator, tokens // length, length)
             except torch.OutOfMemoryError:
                 break
             if _nearly_full(device):
                 break
-            if rate > WORTH * best_rate:
+            if rate > MIN_SPEEDUP * best_rate:
                 best, best_rate = tokens, rate
             elif tokens >= 4 * best:
-                # Twice in a row without a gain: what follows costs memory only.
+                # No speedup twice in a row: larger budgets would only use more memory.
                 break
             tokens *= 2
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
-        torch.set_rng_state(state)
+        torch.set_rng_state(rng_state)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return best
 
 
 def _tokens_per_second(model: nn.Module, accelerator: Accelerator, texts: int, length: int) -> float:
-    """Of a forward and backward pass over texts of full length, after one to warm up."""
+    """The speed of a forward and backward pass over texts of full length, after one pass to warm up."""
     device = accelerator.device
     shape = (texts * length,) if model.packs else (texts, length)
     input_ids = torch.ones(shape, dtype=torch.int64, device=device)
-    began = 0.0
+    start = 0.0
     for attempt in range(2):
         if attempt:
-            _wait(device)
-            began = time.perf_counter()
+            _synchronize(device)
+            start = time.perf_counter()
         with accelerator.autocast():
             loss = model(input_ids, [length] * texts).square().sum()
         loss.backward()
-    _wait(device)
-    return texts * length / (time.perf_counter() - began)
+    _synchronize(device)
+    return texts * length / (time.perf_counter() - start)
 
 
 def _nearly_full(device: torch.device) -> bool:
+    """Whether the peak of the GPU memory is above `MEMORY_SHARE`."""
     if device.type != "cuda":
         return False
     return torch.cuda.max_memory_reserved() > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _situation(recipe: Recipe, accelerator: Accelerator) -> str:
-    """What the answer depends on: the device, the model and how it is trained."""
+def _key(recipe: Recipe, accelerator: Accelerator) -> str:
+    """What the budget depends on: the device, the model, and how it is trained."""
     device: Any = accelerator.device.type
     if device == "cuda":
         device = f"{torch.cuda.get_device_name()} {torch.cuda.get_device_properties(0).total_memory >> 30} GiB"

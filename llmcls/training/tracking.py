@@ -1,4 +1,8 @@
-"""Tracking: metrics.jsonl always, TensorBoard and wandb on request, a bar on a terminal, plain lines elsewhere."""
+"""Record and show the numbers of a run.
+
+metrics.jsonl is always written, TensorBoard and wandb on request. Progress is shown in a bar on a terminal and in log
+lines elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,19 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Where the numbers of one run go. Only the main process has one; `close` must be called.
+    """Writes the numbers and the log of one run. Only the main process has one, and must call `close`.
 
     Parameters
     ----------
     run : RunFolder
     recipe : Recipe
     resumed_step : int
-        Optimizer steps done; what was logged after it is dropped.
+        The step that the run resumes after. Numbers that were logged after it are removed.
+
+    Raises
+    ------
+    UserError
+        If the recipe asks for wandb, and it is not installed or does not start.
     """
 
     def __init__(self, run: RunFolder, recipe: Recipe, resumed_step: int = 0) -> None:
@@ -43,7 +52,17 @@ class RunLog:
         self._wandb = _wandb(run, recipe) if "wandb" in recipe.train.report_to else None
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Record ``values`` of ``split`` ("train", "validation", "test") after optimizer step ``step``."""
+        """Record values after an optimizer step.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer steps done.
+        split : str
+            What the values belong to, such as "train", "validation" or "engine".
+        values : dict
+            Numbers by name; nested dictionaries are allowed.
+        """
         self._file.write(json.dumps({"step": step, "split": split, "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
         numbers = {f"{split}/{name}": v for name, v in flatten(values).items()}
@@ -65,7 +84,23 @@ class RunLog:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of nested dictionaries, keys joined by "/"."""
+    """Flatten nested dictionaries to their finite numbers, with keys joined by "/".
+
+    Parameters
+    ----------
+    values : dict
+    prefix : str
+        Put before every key.
+
+    Returns
+    -------
+    dict of str to float
+
+    Examples
+    --------
+    >>> flatten({"loss": 0.5, "per_class": {"books": {"f1": 1}}, "note": "text", "best": True})
+    {'loss': 0.5, 'per_class/books/f1': 1.0}
+    """
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -76,7 +111,17 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class StepDisplay:
-    """A bar with loss, samples/s, tokens/s and time left on a terminal; a log line per report elsewhere."""
+    """Shows loss, samples/s, tokens/s and time left: in a progress bar on a terminal, in log lines elsewhere.
+
+    Parameters
+    ----------
+    total_steps : int
+        Optimizer steps of the whole run.
+    done : int
+        Optimizer steps done before a resume.
+    shown : bool
+        Whether to show a progress bar on a terminal; false on all ranks but the first.
+    """
 
     def __init__(self, total_steps: int, done: int, shown: bool) -> None:
         self.total = total_steps
@@ -92,12 +137,21 @@ class StepDisplay:
             self._bar.start()
 
     def advance(self) -> None:
-        """One optimizer step done."""
+        """Count one more optimizer step."""
         if self._bar:
             self._bar.advance(self._task)
 
     def report(self, step: int, values: dict[str, float], seconds_left: float) -> None:
-        """Show the numbers of the last logging interval."""
+        """Show the numbers of the last logging interval.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer steps done.
+        values : dict
+            "loss", "samples_per_second", "tokens_per_second", "epoch" and "learning_rate".
+        seconds_left : float
+        """
         numbers = (
             f"loss {values['loss']:.4f}  {values['samples_per_second']:.1f} samples/s  "
             f"{values['tokens_per_second']:.0f} tokens/s"
@@ -111,20 +165,26 @@ class StepDisplay:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._bar:
             self._bar.stop()
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "1:02:03" or "2:03"."""
+    """Format seconds as "1:02:03" or "2:03".
+
+    Examples
+    --------
+    >>> duration(3723), duration(123.4)
+    ('1:02:03', '2:03')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Remove what an interrupted run logged after the step it resumes from."""
+    """Remove the lines that an interrupted run logged after the step it resumes from."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
@@ -132,12 +192,14 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _tensorboard(folder: Path, resumed_step: int) -> Any:
+    """A writer of TensorBoard event files, which hides events after the resumed step."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
 
 
 def _wandb(run: RunFolder, recipe: Recipe) -> Any:
+    """A wandb run with optimizer steps on the x-axis."""
     try:
         import wandb
     except ImportError:

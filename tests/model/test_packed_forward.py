@@ -224,10 +224,11 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
     monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: called.append(a) or reference(*a, **k).to(a[0].dtype))
     tokens = sum(map(len, TEXTS))
     for queries, causal in ((tokens, True), (len(TEXTS), True), (tokens, False)):
-        pack = packed_attention.make_pack([len(t) for t in TEXTS], CPU, causal)
+        lengths = [len(t) for t in TEXTS]
+        plain, pack = (packed_attention.make_pack(lengths, CPU, causal, flash) for flash in (False, True))
         shapes = [(1, 4, queries, 8), (1, 2, tokens, 8), (1, 2, tokens, 8)]
         query, key, value = (torch.randn(shape).bfloat16() for shape in shapes)
-        expected = packed_attention.attention(query, key, value, pack, 0.3)
+        expected = packed_attention.attention(query, key, value, plain, 0.3)
         found = packed_attention.attention(query.as_subclass(OnGpu), key, value, pack, 0.3)
         assert found.shape == (1, queries, 4, 8)
         assert torch.allclose(found.as_subclass(torch.Tensor).float(), expected.float(), atol=1e-2)

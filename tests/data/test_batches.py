@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 
-from llmcls.data.batches import BatchSpec, collate, plan_epoch, plan_evaluation, steps_per_epoch
+from llmcls.data.batches import (
+    BatchSpec,
+    balanced_weights,
+    collate,
+    global_batch_size,
+    plan_epoch,
+    plan_evaluation,
+    steps_per_epoch,
+)
+from llmcls.data.splits import Split
 from llmcls.recipe.load import load_recipe
-from llmcls.training.inputs import load_inputs
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.9, 1003).clip(1, 1024).astype(np.int32)
 SPECS = [
@@ -20,7 +29,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_row_is_taken_once_an_epoch_in_steps_of_the_asked_size(spec: BatchSpec) -> None:
+def test_every_row_is_used_once_per_epoch_in_steps_of_the_requested_size(spec: BatchSpec) -> None:
     steps = list(plan_epoch(LENGTHS, spec, seed=1, epoch=0))
     assert len(steps) == steps_per_epoch(len(LENGTHS), spec.global_batch_size)
     assert [s.rows for s in steps[:-1]] == [spec.global_batch_size] * (len(steps) - 1)
@@ -30,7 +39,7 @@ def test_every_row_is_taken_once_an_epoch_in_steps_of_the_asked_size(spec: Batch
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_rank_takes_the_same_number_of_passes(spec: BatchSpec) -> None:
+def test_every_rank_has_the_same_number_of_passes(spec: BatchSpec) -> None:
     for step in plan_epoch(LENGTHS, spec, seed=1, epoch=3):
         assert len(step.micro_batches) == spec.ranks
         assert len({len(rank) for rank in step.micro_batches}) == 1
@@ -47,7 +56,7 @@ def test_the_rows_of_a_step_do_not_depend_on_ranks_or_packing() -> None:
     assert rows(BatchSpec(32, 4, 999, packed=True)) == plain
 
 
-def test_order_depends_on_seed_and_epoch_alone_and_can_start_inside() -> None:
+def test_the_order_depends_only_on_seed_and_epoch_and_can_start_at_any_step() -> None:
     def flat(seed: int, epoch: int, first: int = 0) -> list[list[int]]:
         plan = plan_epoch(LENGTHS, BatchSpec(8, 1, 2048), seed, epoch, first)
         return [np.concatenate(s.micro_batches[0]).tolist() for s in plan]
@@ -70,7 +79,7 @@ def test_a_token_budget_is_kept_unless_one_text_alone_exceeds_it(packed: bool) -
     assert np.mean(filled) > 400
 
 
-def test_packed_rows_hold_no_padding_and_padded_ones_little() -> None:
+def test_packed_rows_contain_no_padding_and_padded_ones_little() -> None:
     def real_share(packed: bool) -> float:
         steps = list(plan_epoch(LENGTHS, BatchSpec(32, 1, 2048, packed), 0, 0))
         micro = [m for step in steps for rank in step.micro_batches for m in rank]
@@ -81,7 +90,7 @@ def test_packed_rows_hold_no_padding_and_padded_ones_little() -> None:
     assert 0.7 < real_share(packed=False) < 1.0
 
 
-def test_ranks_carry_equal_tokens_even_when_lengths_are_skewed() -> None:
+def test_ranks_get_equal_tokens_even_if_lengths_are_skewed() -> None:
     skewed = np.random.default_rng(1).lognormal(4, 1.5, 4096).clip(1, 2048).astype(np.int32)
     load = np.zeros(2)
     for step in plan_epoch(skewed, BatchSpec(64, 2, 4096, packed=True), 0, 0):
@@ -91,7 +100,7 @@ def test_ranks_carry_equal_tokens_even_when_lengths_are_skewed() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("packed", [False, True])
-def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_ranks(ranks: int, packed: bool) -> None:
+def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_number_of_ranks(ranks: int, packed: bool) -> None:
     plan = plan_evaluation(LENGTHS, ranks, 4096, packed)
     assert len({len(rank) for rank in plan}) == 1
     batches = sorted(tuple(b) for rank in plan for b in rank if len(b))
@@ -99,9 +108,17 @@ def test_evaluation_visits_each_row_once_in_the_same_batches_for_any_ranks(ranks
     assert batches == sorted(tuple(b) for b in plan_evaluation(LENGTHS, 1, 4096, packed)[0])
 
 
-def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
-    recipe = load_recipe(write_recipe())
-    split = load_inputs(recipe, PartialState(cpu=True)).train_split
+@pytest.fixture
+def split() -> Split:
+    """Eight rows of different lengths with two labels."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 2, 7, 3, 1, 9, 4, 6])
+    tokens = [rng.integers(10, 99, n, dtype=np.int32) for n in lengths]
+    labels = (rng.random((8, 2)) < 0.5).astype(np.float32)
+    return Split("train", "train.csv", tokens, lengths, labels, None)
+
+
+def test_a_batch_is_padded_on_the_right_or_packed(split: Split) -> None:
     rows = np.array([3, 0, 7])
     texts = [list(split.tokens[row]) for row in rows]
     padded, packed = collate(split, rows, 9), collate(split, rows, 9, packed=True)
@@ -109,15 +126,27 @@ def test_a_batch_is_padded_on_the_right_or_packed(write_recipe) -> None:
     longest = max(padded.lengths)
     assert padded.input_ids.tolist() == [t + [9] * (longest - len(t)) for t in texts]
     assert packed.input_ids.tolist() == [token for text in texts for token in text]
-    assert torch.equal(padded.labels, torch.from_numpy(split.labels[rows]))
+    assert torch.equal(padded.labels, torch.from_numpy(split.known_labels[rows]))
     nothing = collate(split, np.empty(0, dtype=np.int64), 9, packed=True)
     assert nothing.input_ids.tolist() == [9]
-    assert nothing.labels.shape == (1, len(recipe.data.label_columns))
+    assert nothing.labels.shape == (1, 2)
 
 
-def test_balanced_drawing_takes_rare_labels_more_often_and_is_repeatable() -> None:
-    from llmcls.data.batches import balanced_weights
+def test_a_row_in_windows_becomes_several_texts(split: Split) -> None:
+    split = replace(split, window=4)
+    batch = collate(split, np.array([0, 4, 5]), 9, packed=True)
+    assert batch.lengths == [4, 1, 1, 4, 4, 1]
+    assert batch.windows == [2, 1, 3]
+    assert batch.labels.shape == (3, 2)
 
+
+def test_a_step_has_the_rows_of_all_ranks(write_recipe) -> None:
+    recipe = load_recipe(write_recipe(train__batch_size=3, train__gradient_accumulation_steps=4))
+    assert [global_batch_size(recipe, ranks) for ranks in (1, 2)] == [12, 24]
+    assert [steps_per_epoch(rows, 12) for rows in (1, 12, 13)] == [1, 1, 2]
+
+
+def test_balanced_sampling_draws_rare_labels_more_often_and_is_repeatable() -> None:
     marks = np.zeros((1000, 2), dtype=bool)
     marks[:900, 0], marks[960:, 1] = True, True
     weights = balanced_weights(marks)
@@ -138,7 +167,7 @@ def test_balanced_drawing_takes_rare_labels_more_often_and_is_repeatable() -> No
     assert share == pytest.approx(weights[960:].sum() / weights.sum(), abs=0.04)
 
 
-def test_grouping_makes_steps_of_like_lengths_and_loses_no_row() -> None:
+def test_grouping_makes_steps_of_similar_lengths_and_loses_no_row() -> None:
     lengths = np.random.default_rng(0).integers(1, 400, 1037)
     plain, grouped = BatchSpec(32, 1, 4096), BatchSpec(32, 1, 4096, grouped=True)
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from llmcls.common.user_error import UserError
-from llmcls.data.encoding import encode, encode_texts, special_ids
+from llmcls.data.encoding import encode, encode_texts, join_text_fields, special_ids, whole_texts
+from llmcls.data.tables import read_table
 from llmcls.recipe.schema import DataSection
+from tests.helpers import write_csv
 
 TEXT = "a sturdy kettle, loved by the whole family and by our terrier " * 6
 LABELS = ["books", "music"]
@@ -26,11 +28,30 @@ def data() -> DataSection:
     return DataSection("d", "train.csv", LABELS, max_length=32)
 
 
+def test_empty_text_fields_are_skipped_when_joined() -> None:
+    columns = [["Head", " ", "Head", None], ["", "Body", "Body ", None]]
+    assert join_text_fields(columns, "\n") == ["Head", "Body", "Head\nBody", ""]
+
+
+def test_whole_texts_are_those_of_the_named_columns(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "a.csv", [{"title": "T", "body": "B", "other": "x"}, {"title": "", "body": "C", "other": ""}]
+    )
+    data = DataSection("d", str(path), LABELS, text_fields=["body", "title"], text_separator=" | ")
+    assert whole_texts(read_table(path), data) == ["B | T", "C"]
+
+
+def test_a_text_is_never_empty_and_is_cut_at_its_end(tokenizer: Any) -> None:
+    short, long = encode_texts(["", TEXT], tokenizer, 8)
+    assert short == [tokenizer.bos_token_id]
+    assert long == tokenizer(TEXT)["input_ids"][:8]
+
+
 def test_special_tokens_are_found_on_both_sides(tokenizer: Any) -> None:
     assert special_ids(tokenizer) == ([tokenizer.bos_token_id], [])
 
 
-def test_a_bare_prompt_gives_the_plain_encoding(tokenizer: Any, data: DataSection) -> None:
+def test_a_prompt_of_the_text_alone_gives_the_plain_encoding(tokenizer: Any, data: DataSection) -> None:
     texts = [TEXT, "short", ""]
     plain = encode_texts(texts, tokenizer, 32)
     assert encode(texts, tokenizer, replace(data, prompt="{text}"), LABELS) == plain

@@ -1,0 +1,76 @@
+"""Agreement between ranks: the main process looks at files and decides, and the others wait for it as long as needed.
+
+Ranks on other machines may see another file system, or an outdated view of the same one. If each rank looked for
+itself, one could start at step 0 while the others resume.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from llmcls.common.user_error import UserError
+
+T = TypeVar("T")
+
+# How long ranks wait while another one tokenizes or trains baselines. NCCL gives up after 10 minutes, which is right
+# for a collective but not for this.
+PATIENCE = timedelta(days=1)
+
+
+def from_main(accelerator: Accelerator | PartialState, value: T) -> T:
+    """The value of the main process, on every rank. Collective."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def first_process_first(accelerator: Accelerator | PartialState, is_first: bool) -> Iterator[None]:
+    """Let some ranks run the body first, while the others wait, for up to `PATIENCE`. Collective.
+
+    Parameters
+    ----------
+    accelerator : Accelerator or PartialState
+    is_first : bool
+        Whether this rank runs first: ``accelerator.is_main_process``, or ``is_local_main_process`` for one rank per
+        machine.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    # A group over gloo, because it waits on the host: NCCL would also occupy the GPU.
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        if not is_first:
+            dist.barrier(group=group)
+        yield
+        if is_first:
+            dist.barrier(group=group)
+    finally:
+        dist.destroy_process_group(group)
+
+
+def require_same(seen: object, by_main: object, path: Path) -> None:
+    """Stop if this rank sees something else at a path than the main process.
+
+    Raises
+    ------
+    UserError
+        Naming this rank's machine.
+    """
+    if seen != by_main:
+        raise UserError(
+            f"{path}: the machine {socket.gethostname()} does not see there what the main process sees; "
+            "put exp.output_root on a file system that all machines share"
+        )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.user_error import UserError
+from tests.helpers import run_module
+
+
+def failing(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_usage_and_help_name_the_console_command(capsys) -> None:
+    parser = command_parser("compare", "Compare two runs.")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: llmcls compare ")
+    assert "Compare two runs." in text
+
+
+def test_a_recipe_is_followed_by_any_number_of_overrides() -> None:
+    parser = command_parser("train", "")
+    add_recipe_arguments(parser)
+    arguments = parser.parse_args(["r.yaml", "train.batch_size=4", "exp.seeds=[1, 2]"])
+    assert arguments.recipe == "r.yaml"
+    assert arguments.overrides == ["train.batch_size=4", "exp.seeds=[1, 2]"]
+    assert parser.parse_args(["r.yaml"]).overrides == []
+
+
+def test_a_command_that_succeeds_returns() -> None:
+    run_command(lambda: None)
+
+
+def test_a_user_error_is_one_sentence_and_exit_code_2(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(failing(UserError("a.csv, row 3: not a number")))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: a.csv, row 3: not a number\n"
+    assert captured.out == ""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(failing(ZeroDivisionError("a bug")))
+
+
+def test_an_interrupt_says_how_to_resume(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(failing(KeyboardInterrupt()))
+    assert stop.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_other_ranks_let_rank_0_report_first(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for rank, expected in (("0", []), ("1", [3])):
+        waits.clear()
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            run_command(failing(UserError("the same error on all ranks")))
+        assert waits == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["llmcls.train", "llmcls.check"])
+def test_a_real_process_exits_with_2_and_no_traceback(write_recipe, module: str) -> None:
+    done = run_module(module, write_recipe(data__text_fields=["titel"]))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "did you mean 'title'?" in done.stderr

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from llmcls.recipe.defaults import checkpoints_activations, eval_batch_tokens, micro_batch_tokens
+from llmcls.recipe.load import load_recipe
+
+
+@pytest.mark.parametrize("given, expected", [("null", 8 * 64), ("auto", 8 * 64), ("99", 99)])
+def test_a_training_pass_holds_a_batch_of_full_texts_unless_a_number_is_given(write_recipe, given, expected) -> None:
+    recipe = load_recipe(write_recipe(), [f"micro_batch_tokens={given}"])
+    assert micro_batch_tokens(recipe) == expected
+
+
+def test_an_evaluation_pass_holds_four_times_as_much_or_what_is_given(write_recipe) -> None:
+    path = write_recipe()
+    assert eval_batch_tokens(load_recipe(path)) == 4 * 8 * 64
+    assert eval_batch_tokens(load_recipe(path, ["micro_batch_tokens=99"])) == 4 * 99
+    assert eval_batch_tokens(load_recipe(path, ["eval_batch_size=3"])) == 3 * 64
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([], False),
+        (["use_4bit=true"], True),
+        (["use_4bit=true", "gradient_checkpointing=false"], False),
+        (["gradient_checkpointing=true"], True),
+    ],
+)
+def test_activations_are_recomputed_for_4_bit_models_or_as_the_recipe_says(write_recipe, overrides, expected) -> None:
+    assert checkpoints_activations(load_recipe(write_recipe(), overrides)) is expected

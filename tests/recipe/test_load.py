@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmcls.recipe.load import load_recipe, recipe_to_dict, recipe_to_yaml
+from tests.helpers import ROOT, refusal
+
+OVERRIDES: list[tuple[list[str], str]] = [
+    (["train.lr=1"], "command line: train.lr is not a key"),
+    (["trian.batch_size=1"], "command line: trian is not a section of a recipe; did you mean train?"),
+    (["batch_siz=1"], "command line: batch_siz is not a recipe key; did you mean batch_size?"),
+    (["batch_size"], "'batch_size' is not an override; write section.key=value"),
+    (["exp.seeds=[1"], "the value of exp.seeds is not valid YAML"),
+]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_of_the_project_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REUTERS_DIR", "somewhere")
+    recipe = load_recipe(path)
+    assert recipe.data.label_columns
+    assert load_recipe(path, ["exp.seeds=[9]"]).exp.seeds == [9]
+
+
+def test_the_reference_recipe_loads_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "amazon.yaml"
+    path.write_text(
+        """
+data:  {dataset_name: amazon_13k, id_column: uid, text_fields: , target_text_column: text, max_length: 1024,
+        train_csv: a/train.csv, val_csv: a/validation.csv, test_csv: a/test.csv, label_columns: [books, new]}
+model: {model_name: meta-llama/Llama-3.2-1B, hf_token: null, problem_type: multi_label_classification, use_4bit: true,
+        torch_dtype: bfloat16, lora_r: 2, lora_alpha: 2, lora_dropout: 0.05, lora_target_modules: [q_proj, v_proj]}
+train: {batch_size: 4, num_train_epochs: 20, learning_rate: 0.0002, weight_decay: 0.01, gradient_accumulation_steps: 8,
+        early_stopping_patience: 2, metric_for_best_model: f1_micro, save_total_limit: 1, optim_8bit_when_4bit: true,
+        report_to: [tensorboard]}
+exp:   {output_root: outputs, seeds: [1, 3, 4, 5], run_name: null}
+""",
+        encoding="utf-8",
+    )
+    recipe = load_recipe(path)
+    assert recipe.data.text_fields is None
+    assert recipe.data.target_text_column == "text"
+    assert recipe.exp.seeds == [1, 3, 4, 5]
+    assert recipe.train.learning_rate == pytest.approx(2e-4)
+
+
+def test_overrides_are_read_as_yaml_and_need_no_section_if_unambiguous(write_recipe) -> None:
+    recipe = load_recipe(write_recipe(), ["train.learning_rate=1e-4", "exp.seeds=[1, 2]", "use_4bit=true"])
+    assert recipe.train.learning_rate == pytest.approx(1e-4)
+    assert recipe.exp.seeds == [1, 2]
+    assert recipe.model.use_4bit is True
+
+
+@pytest.mark.parametrize("overrides, sentence", OVERRIDES, ids=[sentence[:50] for _, sentence in OVERRIDES])
+def test_an_error_in_an_override_is_one_sentence(write_recipe, capsys, overrides: list[str], sentence: str) -> None:
+    assert sentence in refusal(capsys, "folder", write_recipe(), *overrides)
+
+
+def test_a_file_that_does_not_exist_or_is_not_yaml(tmp_path: Path, capsys) -> None:
+    assert "no such recipe file" in refusal(capsys, "folder", tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("data: {a: [1\nmodel: 3", encoding="utf-8")
+    assert f"{broken}, line 2: not valid YAML" in refusal(capsys, "folder", broken)
+    # A misspelt name: the folder's recipes are listed.
+    assert "broken.yaml" in refusal(capsys, "folder", tmp_path / "none.yaml")
+    broken.write_text("just text", encoding="utf-8")
+    assert "a recipe needs the sections data, model, train, exp" in refusal(capsys, "folder", broken)
+    broken.write_text("dat: {}", encoding="utf-8")
+    assert "dat is not a section of a recipe; did you mean data?" in refusal(capsys, "folder", broken)
+    broken.write_text("data: 3", encoding="utf-8")
+    assert "section data must " in refusal(capsys, "folder", broken)
+    broken.write_bytes(b"data: \xff")
+    assert "cannot be read" in refusal(capsys, "folder", broken)
+
+
+def test_a_misspelt_key_gets_the_nearest_one(write_recipe, capsys) -> None:
+    found = refusal(capsys, "folder", write_recipe(train__learning_rte=1e-4))
+    assert "recipe.yaml: train.learning_rte is not a key; did you mean learning_rate?" in found
+
+
+def test_empty_values_and_sections_mean_the_default(write_recipe) -> None:
+    recipe = load_recipe(write_recipe(train__learning_rate=None, train__loss=None))
+    assert recipe.train.learning_rate == pytest.approx(2e-4)
+    assert recipe.train.loss == "cross_entropy"
+
+
+def test_the_saved_copy_reads_back_the_same_and_contains_no_token(write_recipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(model__hf_token="hf_secret"))
+    text = recipe_to_yaml(recipe)
+    assert "hf_secret" not in text
+    assert "hf_secret" not in repr(recipe)
+    assert recipe_to_dict(recipe)["model"]["hf_token"] is None
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(text, encoding="utf-8")
+    assert recipe_to_yaml(load_recipe(copy)) == text

@@ -178,7 +178,7 @@ def train_one_seed(
         if accelerator.is_main_process:
             save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
             save_calibration(run.calibration, final.calibration)
-            write_report(run, recipe, final.metrics, baselines)
+            write_report(run, recipe_of_run(recipe, seed), final.metrics, baselines)
             # Written last: its presence says that the run is finished.
             write_json(run.metrics, final.metrics)
         accelerator.wait_for_everyone()

@@ -89,6 +89,25 @@ def metrics_of(run: Path) -> dict[str, Any]:
     return found
 
 
+def assert_same_metrics(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same names, and the same values up to the nine decimals of a predictions file."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert_same_metrics(found[name], value)
+        elif isinstance(value, list) or value is None:
+            assert found[name] == value, name
+        else:
+            assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def assert_same_predictions(found: Path, expected: Path) -> None:
+    """The same rows and labels, and the same probabilities up to the order of summation of a merged adapter."""
+    for line, known in zip(read_lines(found), read_lines(expected), strict=True):
+        assert line.pop("probabilities") == pytest.approx(known.pop("probabilities"), abs=1e-6)
+        assert line == known
+
+
 def refusal(capsys: pytest.CaptureFixture[str], command: str, *arguments: Any) -> str:
     """Run a command that must end with exit code 2.
 

@@ -13,7 +13,7 @@ def decisions(seed: int, rows: int, error: float) -> tuple[np.ndarray, np.ndarra
     return true, true ^ (rng.random((rows, 3)) < error)
 
 
-def test_a_resample_of_everything_once_is_scikit_learns() -> None:
+def test_a_resample_of_every_row_once_agrees_with_scikit_learn() -> None:
     true, predicted = decisions(0, 80, 0.2)
     found = resampled(np.ones((1, 80), dtype=int), true, predicted)
     assert found["f1_micro"][0] == pytest.approx(f1_score(true, predicted, average="micro"))
@@ -21,7 +21,7 @@ def test_a_resample_of_everything_once_is_scikit_learns() -> None:
     assert found["accuracy"][0] == pytest.approx(accuracy_score(true, predicted))
 
 
-def test_a_resample_with_repeats_is_scikit_learns_on_the_repeated_rows() -> None:
+def test_a_resample_with_repeats_agrees_with_scikit_learn_on_the_repeated_rows() -> None:
     true, predicted = decisions(1, 50, 0.3)
     draws = np.random.default_rng(0).multinomial(50, np.full(50, 0.02), size=3)
     found = resampled(draws, true, predicted)
@@ -30,14 +30,14 @@ def test_a_resample_with_repeats_is_scikit_learns_on_the_repeated_rows() -> None
         assert found["f1_macro"][i] == pytest.approx(f1_score(true[rows], predicted[rows], average="macro"))
 
 
-def test_nothing_to_find_and_nothing_found_is_no_error() -> None:
+def test_no_positives_and_no_predictions_are_no_error() -> None:
     nothing = np.zeros((10, 3), dtype=bool)
     assert bootstrap_intervals(nothing, nothing)["f1_micro"] == [0.0, 0.0]
     assert bootstrap_intervals(~nothing, ~nothing)["f1_macro"] == [1.0, 1.0]
 
 
 def test_intervals_cover_the_truth_at_the_stated_rate() -> None:
-    # The truth is the metric of a large draw of the same classifier; 400 experiments of 300 rows each.
+    # The truth is the metric of a large sample of the same classifier; 400 experiments of 300 rows each.
     true, predicted = decisions(99, 400_000, 0.15)
     truth = {n: v[0] for n, v in resampled(np.ones((1, len(true)), dtype=int), true, predicted).items()}
     inside = dict.fromkeys(NAMES, 0)
@@ -50,10 +50,10 @@ def test_intervals_cover_the_truth_at_the_stated_rate() -> None:
         assert 0.95 - 0.033 <= inside[name] / 400 <= 0.95 + 0.033, name
 
 
-def test_pairing_sees_a_small_difference_that_two_intervals_hide() -> None:
+def test_pairing_detects_a_small_difference_that_two_intervals_hide() -> None:
     true, first = decisions(5, 2000, 0.15)
     second = first.copy()
-    # The second is right on forty cells more, wrong on none.
+    # The second is right in forty more cells, and wrong in no other.
     wrong = np.argwhere(first != true)[:40]
     second[tuple(wrong.T)] = true[tuple(wrong.T)]
     low, high = (bootstrap_intervals(true, d)["f1_micro"] for d in (first, second))

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from llmcls.evaluation.metrics import confusions, evaluate_predictions, expected_calibration_error, to_probabilities
-from llmcls.recipe.metric_names import METRIC_NAMES, metric_direction
+from llmcls.recipe.metric_names import METRIC_NAMES
 
 NAMES = ["a", "b", "c"]
 
@@ -16,7 +16,7 @@ def random_case(seed: int, rows: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_are_scikit_learns(seed: int) -> None:
+def test_metrics_agree_with_scikit_learn(seed: int) -> None:
     scores, true = random_case(seed)
     predicted = scores >= 0.5
     found = evaluate_predictions(scores, true, predicted, NAMES)
@@ -32,7 +32,7 @@ def test_metrics_are_scikit_learns(seed: int) -> None:
     assert METRIC_NAMES - {"loss"} <= set(found)
 
 
-def test_what_has_no_meaning_is_none_and_never_nan() -> None:
+def test_undefined_values_are_none_and_never_nan() -> None:
     scores, true = random_case(0)
     true[:, 0], true[:, 1] = 0, 1
     found = evaluate_predictions(scores, true, scores >= 0.5, NAMES)
@@ -61,13 +61,8 @@ def test_probabilities_survive_extreme_logits() -> None:
     assert to_probabilities(logits, "single_label_classification").tolist() == [[0.0, 0.0, 1.0]]
 
 
-def test_less_loss_is_better() -> None:
-    assert metric_direction("loss") == metric_direction("hamming_loss") == -1
-    assert metric_direction("f1_micro") == 1
-
-
 @pytest.mark.parametrize("case", ["no positives", "all positives", "nothing predicted", "all predicted", "one class"])
-def test_degenerate_cases_are_scikit_learns_too(case: str) -> None:
+def test_degenerate_cases_agree_with_scikit_learn_too(case: str) -> None:
     scores, true = random_case(4, rows=30)
     names = NAMES
     if case == "no positives":
@@ -79,7 +74,7 @@ def test_degenerate_cases_are_scikit_learns_too(case: str) -> None:
     bar = {"nothing predicted": 2.0, "all predicted": -1.0}.get(case, 0.5)
     predicted = scores >= bar
     found = evaluate_predictions(scores, true, predicted, names)
-    # scikit-learn takes a single column for a binary problem, so it is given the cells.
+    # scikit-learn treats a single column as a binary problem, so it gets the cells.
     for average in ("micro", "macro") if case != "one class" else ("micro",):
         expected = sk.f1_score(
             true.ravel() if case == "one class" else true,
@@ -94,7 +89,7 @@ def test_degenerate_cases_are_scikit_learns_too(case: str) -> None:
 def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     p = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], dtype=np.float32)
     true = np.array([[1, 0], [1, 0], [0, 0], [0, 0]], dtype=bool)
-    # Four cells say 0.9 and half come true; four say 0.1 and none does.
+    # Four cells have 0.9 and half of them are true; four have 0.1 and none is.
     assert expected_calibration_error(p, true, multi_label=True) == pytest.approx((0.4 + 0.1) / 2)
     classes = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
     assert expected_calibration_error(p, classes, multi_label=False) == pytest.approx(0.4)
@@ -102,7 +97,7 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     assert expected_calibration_error(sure, sure.astype(bool), multi_label=True) == 0
 
 
-def test_confusions_pair_what_was_missed_with_what_was_said_instead() -> None:
+def test_confusions_pair_the_missed_label_with_the_predicted_one() -> None:
     true = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]], dtype=bool)
     predicted = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1]], dtype=bool)
     assert confusions(true, predicted, NAMES) == [

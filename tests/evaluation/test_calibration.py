@@ -14,24 +14,24 @@ SINGLE = LabelSpace(["a", "b", "c"], ["x"], "single_label_classification", ["a",
 
 
 def overconfident(labels: LabelSpace, rows: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits three times too large, and labels drawn from what they should have said."""
+    """Logits that are three times too large, and labels drawn from the correct probabilities."""
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 1.5, (rows, len(labels.names))).astype(np.float32)
-    chances = to_probabilities(honest, labels.problem_type)
+    probabilities = to_probabilities(honest, labels.problem_type)
     if labels.multi_label:
-        return 3 * honest, (rng.random(chances.shape) < chances).astype(np.float32)
-    return 3 * honest, np.array([rng.choice(3, p=c / c.sum()) for c in chances.astype(np.float64)])
+        return 3 * honest, (rng.random(probabilities.shape) < probabilities).astype(np.float32)
+    return 3 * honest, np.array([rng.choice(3, p=c / c.sum()) for c in probabilities.astype(np.float64)])
 
 
 @pytest.mark.parametrize("labels", [MULTI, SINGLE], ids=["multi", "single"])
-def test_temperature_undoes_overconfidence(labels: LabelSpace) -> None:
+def test_temperature_corrects_overconfidence(labels: LabelSpace) -> None:
     logits, values = overconfident(labels)
     assert fit_calibration("temperature", logits, values, labels).temperature == pytest.approx(3.0, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
 @pytest.mark.parametrize("labels", [MULTI, SINGLE], ids=["multi", "single"])
-def test_probabilities_come_nearer_to_what_comes_true(labels: LabelSpace, kind: str) -> None:
+def test_calibration_reduces_the_calibration_error(labels: LabelSpace, kind: str) -> None:
     logits, values = overconfident(labels)
     fit, fresh = slice(0, 2000), slice(2000, None)
     found = fit_calibration(kind, logits[fit], values[fit], labels)
@@ -43,14 +43,14 @@ def test_probabilities_come_nearer_to_what_comes_true(labels: LabelSpace, kind: 
         assert p.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_none_leaves_probabilities_as_they_are(tmp_path: Path) -> None:
+def test_without_calibration_probabilities_are_unchanged(tmp_path: Path) -> None:
     logits, _ = overconfident(MULTI, 10)
     assert np.array_equal(calibrated(logits, Calibration(), MULTI), to_probabilities(logits, MULTI.problem_type))
     assert load_calibration(tmp_path / "absent.json") == Calibration()
 
 
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
-def test_it_is_stored_with_the_run(tmp_path: Path, kind: str) -> None:
+def test_a_calibration_is_stored_and_read_back(tmp_path: Path, kind: str) -> None:
     logits, values = overconfident(MULTI, 200)
     found = fit_calibration(kind, logits, values, MULTI)
     save_calibration(tmp_path / "c.json", found)

@@ -1,0 +1,84 @@
+"""Weights and optimizer state on one process; tests/distributed/test_engines.py has the sharded engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmcls.common.user_error import UserError
+from llmcls.engine.accelerator import open_accelerator, prepare
+from llmcls.engine.full_state import (
+    full_optimizer_state,
+    load_optimizer_state,
+    load_trained_weights,
+    trained_parameters,
+    trained_weights,
+)
+from llmcls.recipe.load import load_recipe
+from llmcls.training.optimizer import build_optimizer
+from tests.helpers import fresh_accelerator
+from tests.model.helpers import CPU, TEXTS, build, lengths_of, packed_row
+
+
+def start(recipe_path: Path, *overrides: str) -> tuple[Any, Any, Any]:
+    """Accelerator, model and optimizer."""
+    fresh_accelerator()
+    recipe = load_recipe(recipe_path, list(overrides))
+    accelerator, model = open_accelerator(recipe), build(recipe_path, *overrides).train()
+    return (accelerator, *prepare(accelerator, model, build_optimizer(model, recipe, CPU)))
+
+
+def step(model: Any, optimizer: Any) -> None:
+    """One optimizer step on fixed texts, without dropout."""
+    optimizer.zero_grad()
+    model.eval()(packed_row(TEXTS), lengths_of(TEXTS)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("overrides", [[], ["use_4bit=true"], ["lora_r=0"]], ids=["adapter", "8-bit AdamW", "whole"])
+def test_restored_training_takes_the_same_next_step(write_recipe, overrides: list[str]) -> None:
+    path = write_recipe(model__lora_target_modules=["all-linear"])
+    accelerator, model, optimizer = start(path, *overrides)
+    for _ in range(2):
+        step(model, optimizer)
+    weights = trained_weights(accelerator, model)
+    state = full_optimizer_state(accelerator, model, optimizer)
+    step(model, optimizer)
+    expected = trained_weights(accelerator, model)
+    assert all(not torch.equal(weights[name], expected[name]) for name in weights if "score" in name)
+
+    accelerator, model, optimizer = start(path, *overrides)
+    load_trained_weights(accelerator, model, weights)
+    load_optimizer_state(accelerator, model, optimizer, state)
+    step(model, optimizer)
+    found = trained_weights(accelerator, model)
+    assert found.keys() == expected.keys() == trained_parameters(model).keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_saved_is_a_copy_on_the_cpu_by_name(write_recipe) -> None:
+    accelerator, model, optimizer = start(write_recipe())
+    step(model, optimizer)
+    weights = trained_weights(accelerator, model)
+    state = full_optimizer_state(accelerator, model, optimizer)
+    assert weights.keys() == state.keys()
+    assert all("score" in name or "lora_" in name for name in weights)
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    step(model, optimizer)
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+    for name, values in state.items():
+        assert set(values) == {"step", "exp_avg", "exp_avg_sq"}
+        assert float(values["step"]) == 1
+        assert values["exp_avg"].shape == weights[name].shape
+
+
+def test_weights_of_another_model_are_refused(write_recipe) -> None:
+    path = write_recipe()
+    accelerator, model, _ = start(path)
+    weights = trained_weights(accelerator, model)
+    accelerator, other, _ = start(path, "lora_target_modules=[k_proj]")
+    with pytest.raises(UserError, match=r"the checkpoint belongs to another model: .*k_proj"):
+        load_trained_weights(accelerator, other, weights)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmcls.engine.hardware import Hardware, find_hardware, read_hardware
+
+Smi = Callable[..., None]
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
+    """A function that puts an nvidia-smi with this output on the PATH, and nothing else."""
+
+    def install(output: str, code: int = 0) -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {code}\n")
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvidia-smi is a shell script")
+
+
+def test_memory_is_read_in_gib(nvidia_smi: Smi) -> None:
+    nvidia_smi("81920\\n24576\\n")
+    assert find_hardware() == Hardware([80.0, 24.0], 1)
+
+
+def test_without_nvidia_smi_or_with_a_broken_one_there_is_no_gpu(nvidia_smi: Smi) -> None:
+    assert find_hardware() == Hardware([], 1)
+    nvidia_smi("NVIDIA-SMI has failed\\n", code=9)
+    assert find_hardware() == Hardware([], 1)
+    nvidia_smi("")
+    assert find_hardware() == Hardware([], 1)
+
+
+def test_a_gpu_that_shares_the_memory_of_the_machine_has_half_of_it(nvidia_smi: Smi) -> None:
+    nvidia_smi("[N/A]\\n")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    assert find_hardware().gpus == [pytest.approx(total / 2)]
+
+
+@pytest.mark.parametrize(
+    "allowed, expected",
+    [("1", [24.0]), ("1,0", [24.0, 80.0]), ("", []), ("-1", []), ("0,7,1", [80.0]), ("GPU-5f", [80.0])],
+)
+def test_gpus_that_are_hidden_do_not_count(nvidia_smi: Smi, monkeypatch, allowed: str, expected: list[float]) -> None:
+    nvidia_smi("81920\\n24576\\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert find_hardware().gpus == expected
+
+
+def test_hardware_is_described_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "hardware.json"
+    path.write_text(json.dumps({"gpus": [{"memory_gib": 80}, {"memory_gib": 24.5}], "machines": 2}))
+    assert read_hardware(path) == Hardware([80.0, 24.5], 2)
+    path.write_text("{}")
+    assert read_hardware(path) == Hardware()

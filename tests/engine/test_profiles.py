@@ -1,0 +1,109 @@
+"""The profiles of the project, and the choice between them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from llmcls.common.user_error import UserError
+from llmcls.engine.hardware import Hardware
+from llmcls.engine.profiles import choose_profile, find_profile, processes_of, read_profile, sharding_of
+from llmcls.recipe.load import load_recipe
+from tests.helpers import ROOT
+
+PROFILES = sorted((ROOT / "accel_configs").glob("*.yaml"))
+
+
+def test_the_documented_profiles_exist() -> None:
+    assert {"cpu", "laptop_4bit", "ddp", "fsdp_qlora", "zero2"} <= {p.stem for p in PROFILES}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_accelerate_accepts_the_profile_and_its_launcher_uses_it(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_machines == 1
+    parsed = launch_command_parser().parse_args(
+        ["--config_file", str(path), "--num_processes", "2", "-m", "llmcls.train"]
+    )
+    arguments, _, _ = _validate_launch_command(parsed)
+    assert arguments.num_processes == 2
+    assert arguments.use_fsdp == path.stem.startswith("fsdp")
+    assert arguments.use_deepspeed == path.stem.startswith("zero")
+    assert arguments.multi_gpu == (path.stem in ("cpu", "ddp"))
+    if arguments.use_deepspeed:
+        assert str(arguments.zero_stage) == path.stem.removeprefix("zero")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_a_profile_repeats_no_key_of_a_recipe_and_starts_with_its_command(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert f"--config_file accel_configs/{path.name}" in text
+    keys = set(re.findall(r"^\s*([a-z0-9_]+):", text, re.MULTILINE))
+    of_the_recipe = {"gradient_accumulation_steps", "gradient_clipping", "train_micro_batch_size_per_gpu"}
+    assert not keys & of_the_recipe
+    assert read_profile(path)["compute_environment"] == "LOCAL_MACHINE"
+
+
+def test_profiles_say_what_they_shard() -> None:
+    assert {p.stem: sharding_of(read_profile(p)) for p in PROFILES} == {
+        "cpu": "none", "laptop_4bit": "none", "ddp": "none", "zero2": "optimizer_state", "zero3": "all", "fsdp": "all",
+        "fsdp_qlora": "all",
+    }  # fmt: skip
+
+
+def test_a_profile_is_found_by_name_from_any_folder_and_by_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_profile("ddp") == ROOT / "accel_configs" / "ddp.yaml"
+    own = tmp_path / "mine.yaml"
+    own.write_text("distributed_type: FSDP\n")
+    assert find_profile("mine.yaml") == Path("mine.yaml")
+    assert find_profile(str(own)) == own
+    # A profile of the user goes before one of the project.
+    (tmp_path / "accel_configs").mkdir()
+    (tmp_path / "accel_configs" / "ddp.yaml").write_text("distributed_type: MULTI_GPU\n")
+    assert find_profile("ddp") == Path("accel_configs/ddp.yaml")
+    with pytest.raises(UserError, match=r"no profile 'dpp'.* cpu, ddp, fsdp"):
+        find_profile("dpp")
+
+
+@pytest.mark.parametrize(
+    "gpus, machines, size, overrides, profile",
+    [
+        ([], 1, "1B", [], "cpu"),
+        ([8], 1, "1B", ["model.use_4bit=true"], "laptop_4bit"),
+        ([80], 1, "8B", [], "laptop_4bit"),
+        ([24] * 4, 1, "1B", [], "ddp"),
+        ([24] * 4, 1, "70B", ["model.use_4bit=true"], "fsdp_qlora"),
+        ([24] * 4, 1, "13B", [], "fsdp"),
+        # The smallest GPU decides.
+        ([80, 24], 1, "13B", [], "fsdp"),
+        ([80], 2, "8B", [], "ddp"),
+        ([80] * 2, 2, "8B", ["model.lora_r=0"], "fsdp"),
+    ],
+)
+def test_the_profile_follows_from_memory_and_model(gpus, machines, size, overrides, profile) -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides)
+    name, reason = choose_profile(Hardware(gpus, machines), recipe, size)
+    assert name == profile
+    assert "GPU" in reason
+
+
+def test_one_gpu_that_is_too_small_is_said() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
+    name, reason = choose_profile(Hardware([8.0]), recipe, "8B")
+    assert name == "laptop_4bit"
+    assert "it may not fit" in reason
+    assert "an unknown size" in choose_profile(Hardware([8.0]), recipe, "unheard-of")[1]
+
+
+@pytest.mark.parametrize(
+    "profile, gpus, machines, processes",
+    [("cpu", 0, 1, 1), ("laptop_4bit", 4, 1, 1), ("ddp", 4, 2, 8), ("fsdp", 0, 2, 2)],
+)
+def test_a_process_per_gpu_of_every_machine(profile: str, gpus: int, machines: int, processes: int) -> None:
+    assert processes_of(profile, Hardware([80.0] * gpus, machines)) == processes

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import varlen
+
+from llmcls.model.packed_attention import attention, make_pack
+from tests.model.helpers import CPU, TEXTS, lengths_of
+
+LENGTHS = lengths_of(TEXTS)
+TOKENS = sum(LENGTHS)
+
+
+def states(queries: int, key_heads: int = 2, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Random query, key and value of four query heads."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, queries, 8), (1, key_heads, TOKENS, 8), (1, key_heads, TOKENS, 8)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def text_by_text(query, key, value, causal: bool, scaling: float | None) -> torch.Tensor:
+    """Attention of each text alone, as torch computes it."""
+    outs = []
+    for q, k, v in zip(*(tensor.split(LENGTHS, dim=2) for tensor in (query, key, value)), strict=True):
+        outs.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True))
+    return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+def test_a_pack_says_where_texts_start_and_end() -> None:
+    pack = make_pack([3, 1, 2], CPU)
+    assert pack.lengths == [3, 1, 2]
+    assert pack.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert pack.last_token_index.tolist() == [2, 3, 5]
+    assert pack.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert pack.query_cu_seqlens.tolist() == [0, 1, 2, 3]
+    assert pack.cu_seqlens.dtype == torch.int32
+    assert pack.causal
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("key_heads", [2, 4], ids=["grouped", "one key per query"])
+def test_texts_attend_to_themselves_only(causal: bool, key_heads: int) -> None:
+    query, key, value = states(TOKENS, key_heads)
+    found = attention(query, key, value, make_pack(LENGTHS, CPU, causal), 0.3)
+    assert torch.allclose(found, text_by_text(query, key, value, causal, 0.3), atol=1e-6)
+
+
+def test_one_query_per_text_sees_the_whole_text() -> None:
+    query, key, value = states(TOKENS)
+    pack = make_pack(LENGTHS, CPU)
+    whole = attention(query, key, value, pack, None)[:, pack.last_token_index]
+    last = attention(query[:, :, pack.last_token_index], key, value, pack, None)
+    assert torch.allclose(last, whole, atol=1e-6)
+
+
+def test_16_bit_attention_on_a_cpu_keeps_its_type() -> None:
+    query, key, value = states(TOKENS, dtype=torch.bfloat16)
+    found = attention(query, key, value, make_pack(LENGTHS, CPU), None)
+    assert found.dtype == torch.bfloat16
+    expected = text_by_text(query.float(), key.float(), value.float(), True, None)
+    assert torch.allclose(found.float(), expected, atol=2e-2)
+
+
+def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs on GPUs only, so its arguments are checked against a reference that takes the same ones."""
+
+    def reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert max_k == max(LENGTHS)
+        outs = []
+        for i in range(len(cu_q) - 1):
+            parts = (q[cu_q[i] : cu_q[i + 1]], k[cu_k[i] : cu_k[i + 1]], v[cu_k[i] : cu_k[i + 1]])
+            one = F.scaled_dot_product_attention(
+                *(part.transpose(0, 1)[None].float() for part in parts), is_causal=window_size == (-1, 0), scale=scale,
+                enable_gqa=enable_gqa,
+            )  # fmt: skip
+            outs.append(one[0].transpose(0, 1))
+        return torch.cat(outs)
+
+    class OnGpu(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("cuda")
+
+    called = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: called.append(a) or reference(*a, **k).to(a[0].dtype))
+    for queries, causal in ((TOKENS, True), (len(TEXTS), True), (TOKENS, False)):
+        plain, pack = (make_pack(LENGTHS, CPU, causal, flash) for flash in (False, True))
+        query, key, value = states(queries, dtype=torch.bfloat16)
+        expected = attention(query, key, value, plain, 0.3)
+        found = attention(query.as_subclass(OnGpu), key, value, pack, 0.3)
+        assert found.shape == (1, queries, 4, 8)
+        assert torch.allclose(found.as_subclass(torch.Tensor).float(), expected.float(), atol=1e-2)
+    assert len(called) == 3
+    # Flash attention does not support float32; each text is computed separately.
+    found = attention(query.float().as_subclass(OnGpu), key.float(), value.float(), pack, 0.3)
+    assert found.shape == (1, TOKENS, 4, 8)
+    assert len(called) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("queries", [TOKENS, len(TEXTS)])
+def test_the_kernel_on_a_gpu_gives_what_the_cpu_gives(queries: int) -> None:
+    query, key, value = states(queries, dtype=torch.bfloat16)
+    expected = attention(query, key, value, make_pack(LENGTHS, CPU), 0.3)
+    pack = make_pack(LENGTHS, torch.device("cuda"), flash=True)
+    found = attention(query.cuda(), key.cuda(), value.cuda(), pack, 0.3)
+    assert torch.allclose(found.cpu().float(), expected.float(), atol=2e-2)

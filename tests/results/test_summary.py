@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from llmcls.common.files import write_json
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.summary import SUMMARY_METRICS, render_summary, write_summary
+from tests.conftest import Experiment
+from tests.helpers import read_json
+from tests.results.helpers import random_case, write_run
+
+
+@pytest.fixture
+def experiment(write_recipe) -> ExperimentFolder:
+    recipe = load_recipe(write_recipe())
+    experiment = ExperimentFolder.of(recipe)
+    for number, seed in enumerate((3, 5, 8)):
+        cases = {"validation": random_case(seed), "test": random_case(seed + 100)}
+        write_run(experiment.run(number), recipe, cases, seed)
+    return experiment
+
+
+def runs_of(experiment: ExperimentFolder, *numbers: int) -> list[RunFolder]:
+    return [experiment.run(number) for number in numbers]
+
+
+def test_mean_and_sample_deviation_over_seeds(experiment: ExperimentFolder) -> None:
+    text = write_summary(experiment, runs_of(experiment, 0, 1, 2))
+    summary = read_json(experiment.summary_json)
+    assert summary["seeds"] == [3, 5, 8]
+    assert summary["runs"] == ["run_0", "run_1", "run_2"]
+    values = [read_json(run.metrics)["test"]["f1_micro"] for run in runs_of(experiment, 0, 1, 2)]
+    found = summary["test"]["f1_micro"]
+    assert found == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "values": values}
+    assert set(summary["validation"]) == set(SUMMARY_METRICS)
+    each = " | ".join(f"{v:.4f}" for v in values)
+    assert f"| f1_micro | {found['mean']:.4f} | {found['std']:.4f} | {each} |" in text
+    assert "# tiny-llama / products" in text
+    assert experiment.summary.read_text(encoding="utf-8") == text
+
+
+def test_one_seed_has_no_deviation(experiment: ExperimentFolder) -> None:
+    text = write_summary(experiment, runs_of(experiment, 1))
+    assert read_json(experiment.summary_json)["test"]["f1_micro"]["std"] is None
+    assert "| test | mean | std | seed 5 |" in text
+
+
+def test_a_metric_or_split_that_a_seed_lacks_is_left_out(experiment: ExperimentFolder) -> None:
+    metrics = read_json(experiment.run(1).metrics)
+    metrics["test"]["average_precision_macro"] = None
+    del metrics["validation"]
+    write_json(experiment.run(1).metrics, metrics)
+    write_summary(experiment, runs_of(experiment, 0, 1))
+    summary = read_json(experiment.summary_json)
+    assert "validation" not in summary
+    assert "average_precision_macro" not in summary["test"]
+
+
+def test_training_metrics_stand_for_missing_splits(experiment: ExperimentFolder) -> None:
+    metrics = read_json(experiment.run(0).metrics)
+    metrics = {"train": metrics["test"]} | {k: v for k, v in metrics.items() if k not in ("validation", "test")}
+    write_json(experiment.run(0).metrics, metrics)
+    assert "| train | mean |" in write_summary(experiment, runs_of(experiment, 0))
+
+
+def test_a_summary_is_rendered_again_with_its_baselines(trained: Experiment) -> None:
+    experiment = ExperimentFolder(trained.folder)
+    before = experiment.summary.read_text(encoding="utf-8")
+    assert "TF-IDF + linear" in before
+    experiment.summary.unlink()
+    assert render_summary([RunFolder(run) for run in trained.runs]) == experiment.summary
+    assert experiment.summary.read_text(encoding="utf-8") == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 # A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
 LAYERS = {

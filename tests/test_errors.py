@@ -10,7 +10,7 @@ from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.errors import main
 from llmcls.evaluation.mistakes import Texts, confident_mistakes, label_errors, near_duplicates
-from tests.conftest import read_rows, write_csv
+from tests.helpers import read_rows, write_csv
 from tests.test_train import train
 
 LABELS = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")

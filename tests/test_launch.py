@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmcls.model.memory import model_billions
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 LAUNCH = ROOT / "launch"
 

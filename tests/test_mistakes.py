@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmcls.common.command import run_command
-from tests.conftest import ROOT, read_rows, write_csv
+from tests.helpers import ROOT, read_rows, write_csv
 
 Change = dict[str, Any]
 

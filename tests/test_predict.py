@@ -17,7 +17,7 @@ from llmcls.predict import main
 from llmcls.prediction import resumable_predictions
 from llmcls.prediction.resumable_predictions import ResumablePredictions
 from llmcls.results.predictions import Predictions
-from tests.conftest import ROOT, TOPICS, needs_real_data, read_rows, write_csv
+from tests.helpers import ROOT, TOPICS, needs_real_data, read_rows, write_csv
 from tests.test_train import train
 
 
@@ -160,7 +160,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 @needs_real_data
 def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path: Path) -> None:
-    from tests.conftest import REUTERS, STORY_LLAMA
+    from tests.helpers import REUTERS, STORY_LLAMA
 
     environment = os.environ | {"REUTERS_DIR": str(REUTERS), "REUTERS_MODEL": str(STORY_LLAMA)}
     recipe = ROOT / "recipes" / "reuters_lora.yaml"

@@ -14,7 +14,7 @@ from llmcls.common.user_error import UserError
 from llmcls.datasets.prepared import column_names
 from llmcls.prepare import main
 from llmcls.recipe.load import load_recipe
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 # From the most to the least frequent, as in the real set.
 AMAZON = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llmcls.datasets.products import make_corpus, make_rows
 from llmcls.quickstart import main
-from tests.conftest import TOPICS, read_rows
+from tests.helpers import TOPICS, read_rows
 
 
 def test_rows_are_a_function_of_the_seed_and_splits_share_none(products: Path) -> None:

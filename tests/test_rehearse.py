@@ -15,7 +15,7 @@ from llmcls.model.shrink import shrink
 from llmcls.recipe.load import load_recipe
 from llmcls.rehearsal.miniature import ROWS, make_miniature
 from llmcls.rehearse import main
-from tests.conftest import ROOT, TOPICS, read_rows, write_csv
+from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
 
 def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:

@@ -159,7 +159,7 @@ def test_a_run_is_retuned_without_training_and_back(write_recipe, capsys: pytest
 
 
 def test_test_labels_have_no_say_in_the_thresholds(write_recipe, recipe_values, products: Path, tmp_path: Path) -> None:
-    from tests.conftest import TOPICS, read_rows, write_csv
+    from tests.helpers import TOPICS, read_rows, write_csv
 
     rows = read_rows(products / "test.csv")
     order = np.random.default_rng(0).permutation(len(rows))

@@ -14,7 +14,7 @@ import pytest
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
 from llmcls.train import main
-from tests.conftest import ROOT, TOPICS, read_rows
+from tests.helpers import ROOT, TOPICS, read_rows
 
 
 def train(recipe: Path, *overrides: str) -> Path:
@@ -167,7 +167,7 @@ def test_wandb_offline_gets_the_numbers(write_recipe) -> None:
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "binary_classification"])
 def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
-    from tests.conftest import write_csv
+    from tests.helpers import write_csv
 
     names = ["pear", "apple", "fig"][: 2 if kind.startswith("binary") else 3]
     for split, count in (("train", 90), ("validation", 30), ("test", 30)):

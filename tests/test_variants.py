@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmcls.common.user_error import UserError
-from tests.conftest import write_csv
+from tests.helpers import write_csv
 from tests.test_predict import predict
 from tests.test_train import train
 

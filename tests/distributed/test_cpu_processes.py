@@ -14,7 +14,7 @@ import torch
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import open_accelerator
 from llmcls.recipe.load import load_recipe
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def launch(processes: int, module: str, *arguments: str, profile: str = "cpu") -> subprocess.CompletedProcess[str]:

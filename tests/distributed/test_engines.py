@@ -19,7 +19,7 @@ from llmcls.engine.accelerator import REHEARSAL
 from llmcls.predict import main as predict
 from llmcls.recipe.load import load_recipe
 from llmcls.train import train_seeds
-from tests.conftest import ROOT, TOPICS, read_rows, write_csv
+from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 

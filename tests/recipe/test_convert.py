@@ -122,5 +122,5 @@ def test_an_empty_variable_is_empty_or_takes_the_default(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), "inf", 10**400])
 def test_a_number_that_is_not_finite_is_refused(value: Any) -> None:
-    with pytest.raises(UserError, match="key is .*; it must be a number"):
+    with pytest.raises(UserError, match=r"key is .*; it must be a number"):
         convert("key", value, float)

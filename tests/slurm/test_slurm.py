@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, read_rows
+from tests.helpers import ROOT, read_rows
 from tests.slurm.cluster import Cluster, missing_programs
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not here: {', '.join(missing_programs())}")

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llmcls.data.labels import LabelSpace
 from llmcls.model.adapter import add_adapter
 from llmcls.model.classifier import Classifier
+from llmcls.model.kernel_choice import attach_kernels
 from llmcls.model.packed_forward import PackedForward, PackingRequest, try_packing
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained
@@ -58,6 +59,7 @@ def build_classifier(
                 layer.gradient_checkpointing = False
     packed = _prepare_packing_and_pooling(network, recipe, device)
     adapted = network if recipe.model.lora_r == 0 else add_adapter(network, new_modules, recipe)
+    _attach_kernels(network, adapted, packed, recipe, device)
     return Classifier(adapted, packed, recipe.model.pooling, recipe.data.window_pooling)
 
 
@@ -93,6 +95,7 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
         model = PeftModel.from_pretrained(network, str(model_folder))
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
     classifier.merge_adapter()
+    _attach_kernels(network, classifier.model, packed, recipe, device)
     return classifier
 
 
@@ -108,6 +111,14 @@ def packing_request(recipe: Recipe, device: torch.device) -> PackingRequest:
         pooling=spec.pooling,
         bidirectional=spec.bidirectional,
     )
+
+
+def _attach_kernels(
+    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, device: torch.device
+) -> None:
+    """Attach fused kernels, unless the recipe turns them off."""
+    if recipe.train.kernels == "auto":
+        attach_kernels(network, model, packed, device, DTYPES[recipe.model.torch_dtype])
 
 
 def _prepare_packing_and_pooling(network: Any, recipe: Recipe, device: torch.device) -> PackedForward | None:

@@ -115,6 +115,11 @@ class TrainSection:
     packing: bool | None = _key(
         None, "Texts in one row without padding. Default: where the model allows it; `true` insists."
     )
+    kernels: Literal["auto", "off"] = _key(
+        "auto",
+        "Fused LoRA, norms, gated MLPs and rotary embedding where a trial shows the same states and gradients; "
+        "`off` keeps the modules of transformers and peft.",
+    )
     group_by_length: bool = _key(
         False, "Optimizer steps of similar lengths. Changes the statistics; little gain where texts are packed."
     )

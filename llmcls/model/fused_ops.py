@@ -1,0 +1,369 @@
+"""Root-mean-square norm, gated activation and rotary embedding, each as one operation forward and one backward.
+
+Written as separate tensor operations, each of them reads and writes its tensors several times, often as float32 copies.
+Here a formula is one function, which `torch.compile` turns into one kernel where there is a compiler. Without one, the
+same functions run operation by operation.
+
+The operations are registered with torch under ``llmcls::``, so a trace under fake tensors counts each as one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NAMESPACE = "llmcls"
+ACTIVATIONS = ("silu", "gelu_tanh")
+# The integers of the size of a float of 2 and of 4 bytes.
+LANES = {2: torch.int16, 4: torch.int32}
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool = False, compiled: bool = False
+) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019).
+
+    Parameters
+    ----------
+    x : float [..., width]
+    weight : float [width]
+    eps : float
+    unit_offset : bool
+        Whether the factor is 1 + weight, in float32, as in Gemma; else it is the weight, applied after rounding to the
+        dtype of ``x``, as in Llama.
+    compiled : bool
+        Whether to compile the formula.
+
+    Returns
+    -------
+    float [..., width]
+    """
+    _register()
+    out: torch.Tensor = _RmsNorm.apply(x, weight, eps, unit_offset, compiled)  # type: ignore[no-untyped-call]
+    return out
+
+
+def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str, compiled: bool = False) -> torch.Tensor:
+    """``activation(gate) * up``: SwiGLU or GEGLU without their projections (Shazeer 2020, "GLU Variants").
+
+    Parameters
+    ----------
+    gate, up : float [..., width]
+    activation : str
+        One of `ACTIVATIONS`.
+    compiled : bool
+        Whether to compile the formula.
+    """
+    _register()
+    out: torch.Tensor = _GatedActivation.apply(gate, up, activation, compiled)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotary(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, compiled: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary position embedding of the whole head, in two halves (Su et al. 2021, "RoFormer").
+
+    Parameters
+    ----------
+    query, key : float [1, heads, tokens, width]
+        Their numbers of heads may differ.
+    cos, sin : float [1, tokens, width]
+    compiled : bool
+        Whether to compile the formula.
+
+    Returns
+    -------
+    The rotated query and key, in their own dtypes.
+    """
+    _register()
+    rotated: tuple[torch.Tensor, torch.Tensor] = _Rotary.apply(query, key, cos, sin, compiled)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+def softmax(scores: torch.Tensor, scaling: float, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of ``scaling * scores`` over the last dimension, without a graph.
+
+    Parameters
+    ----------
+    scores : float [..., rows, keys]
+    scaling : float
+    compiled : bool
+        Whether to compile the formula.
+
+    Returns
+    -------
+    weights : float [..., rows, keys]
+        In the dtype of ``scores``.
+    normalizer : float32 [..., rows, 1]
+        The logarithm of the sum of the exponentials, for `softmax_backward`.
+    """
+    _register()
+    both: tuple[torch.Tensor, torch.Tensor] = torch.ops.llmcls.softmax(scores, scaling, compiled)
+    return both
+
+
+def softmax_backward(
+    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float, compiled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of `softmax` again, and the gradient of the unscaled scores, in the dtype of ``scores``."""
+    both: tuple[torch.Tensor, torch.Tensor] = torch.ops.llmcls.softmax_backward(
+        scores, d_weights, normalizer, scaling, compiled
+    )
+    return both
+
+
+def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Dropout for use inside an autograd function.
+
+    Parameters
+    ----------
+    x : float [rows, width], contiguous
+    rate : float
+        Probability of dropping a value, between 0 and 1.
+
+    Returns
+    -------
+    dropped : float [rows, width]
+    mask : tensor of the same shape
+        For `dropout_backward`.
+    gain : float
+        The factor by which ``dropped`` must still be multiplied.
+    """
+    if x.device.type != "cpu":
+        dropped, mask = torch.native_dropout(x, rate, True)
+        return dropped, mask, 1.0
+    # On a CPU, one random number per value takes longer than the matrix products of LoRA. So several values share the
+    # bits of one number, and the mask is applied by a bitwise "and".
+    lane = LANES[x.element_size()]
+    numbers = torch.empty(-(-x.numel() * x.element_size() // 8), dtype=torch.int64).random_()
+    bits = numbers.view(lane)[: x.numel()].view(x.shape)
+    # Without its sign, the number is uniform. Below the threshold, the difference is negative, and its sign fills the
+    # lane with ones.
+    width = 8 * x.element_size() - 1
+    bits.bitwise_and_(2**width - 1).sub_(round(rate * 2**width)).bitwise_right_shift_(width).bitwise_not_()
+    return dropout_backward(x, bits, rate), bits, 1 / (1 - rate)
+
+
+def dropout_backward(d_out: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
+    """The gradient of the input of `dropout`, without the gain; float [rows, width]."""
+    if d_out.device.type != "cpu":
+        return torch.ops.aten.native_dropout_backward(d_out, mask, 1 / (1 - rate))
+    return d_out.view(mask.dtype).bitwise_and(mask).view(d_out.dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool, compiled: bool
+    ) -> torch.Tensor:
+        out, scale = torch.ops.llmcls.rms_norm(x, weight, eps, unit_offset, compiled)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.unit_offset, ctx.compiled = unit_offset, compiled
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: torch.Tensor) -> Any:
+        x, weight, scale = ctx.saved_tensors
+        d_x = torch.ops.llmcls.rms_norm_backward(d_out, x, weight, scale, ctx.unit_offset, ctx.compiled)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            # Only full fine-tuning trains norms, so this sum is not part of the formula.
+            normed = x.float() * scale[..., None]
+            d_weight = (d_out.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        return d_x if ctx.needs_input_grad[0] else None, d_weight, None, None, None
+
+
+class _GatedActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: str, compiled: bool) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation, ctx.compiled = activation, compiled
+        out: torch.Tensor = torch.ops.llmcls.gated_activation(gate, up, activation, compiled)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: torch.Tensor) -> Any:
+        d_gate, d_up = torch.ops.llmcls.gated_activation_backward(
+            d_out, *ctx.saved_tensors, ctx.activation, ctx.compiled
+        )
+        return d_gate, d_up, None, None
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, compiled: bool
+    ) -> Any:
+        ctx.save_for_backward(cos, sin)
+        ctx.compiled = compiled
+        return torch.ops.llmcls.rotary(query, key, cos, sin, False, compiled)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_query: torch.Tensor, d_key: torch.Tensor) -> Any:
+        # A rotation is orthogonal: its transpose is the rotation by the opposite angle.
+        return *torch.ops.llmcls.rotary(d_query, d_key, *ctx.saved_tensors, True, ctx.compiled), None, None, None
+
+
+def _rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1) + eps)
+    normed = wide * scale[..., None]
+    if unit_offset:
+        return (normed * (1.0 + weight.float())).to(x.dtype), scale
+    return weight * normed.to(x.dtype), scale
+
+
+def _rms_norm_backward(
+    d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, unit_offset: bool
+) -> torch.Tensor:
+    # y = w x r with r = (mean(x^2) + eps)^(-1/2), so dx = r (g - n mean(g n)) with g = w dy and n = x r.
+    normed = x.float() * scale[..., None]
+    wide_weight = weight.float()
+    d_normed = d_out.float() * (wide_weight + 1.0 if unit_offset else wide_weight)
+    along = (d_normed * normed).mean(-1, keepdim=True)
+    return ((d_normed - normed * along) * scale[..., None]).to(x.dtype)
+
+
+def _activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+
+
+def _gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    return _activate(gate, activation) * up
+
+
+def _gated_activation_backward(
+    d_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    d_active = d_out * up
+    if activation == "silu":
+        d_gate = torch.ops.aten.silu_backward(d_active, gate)
+    else:
+        d_gate = torch.ops.aten.gelu_backward(d_active, gate, approximate="tanh")
+    return d_gate, d_out * _activate(gate, activation)
+
+
+def _rotary(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = cos[:, None], (-sin if inverse else sin)[:, None]
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+    return rotate(query), rotate(key)
+
+
+def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = scores.float() * scaling
+    largest = wide.amax(-1, keepdim=True)
+    exponentials = torch.exp(wide - largest)
+    total = exponentials.sum(-1, keepdim=True)
+    return (exponentials / total).to(scores.dtype), largest + total.log()
+
+
+def _softmax_backward(
+    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = torch.exp(scores.float() * scaling - normalizer)
+    wide = d_weights.float()
+    d_scores = weights * (wide - (weights * wide).sum(-1, keepdim=True)) * scaling
+    return weights.to(scores.dtype), d_scores.to(scores.dtype)
+
+
+# Formula, the arguments of its operation, and the types that it returns.
+FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
+    "rms_norm": (
+        _rms_norm,
+        "(Tensor x, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor)",
+    ),
+    "rms_norm_backward": (
+        _rms_norm_backward,
+        "(Tensor d_out, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
+    ),
+    "gated_activation": (_gated_activation, "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor"),
+    "gated_activation_backward": (
+        _gated_activation_backward,
+        "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
+    ),
+    "softmax": (_softmax, "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)"),
+    "softmax_backward": (
+        _softmax_backward,
+        "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
+    ),
+    "rotary": (
+        _rotary,
+        "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",
+    ),
+}
+
+
+@cache
+def _register() -> torch.library.Library:
+    """Register the operations with torch, at their first use."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    for name, (formula, signature) in FORMULAS.items():
+        library.define(name + signature)
+        library.impl(name, _implementation(formula), "CompositeExplicitAutograd")
+        # Fake tensors have shapes and dtypes only, which the formula itself tells.
+        torch.library.register_fake(f"{NAMESPACE}::{name}", _without_choice(formula), lib=library)
+    return library
+
+
+def _implementation(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """The formula with a last argument: whether it is compiled."""
+
+    def run(*arguments: Any) -> Any:
+        return (_compiled(formula) if arguments[-1] else formula)(*arguments[:-1])
+
+    return run
+
+
+def _without_choice(formula: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: formula(*arguments[:-1])
+
+
+@cache
+def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel for all lengths: sizes are dynamic, so no length compiles again."""
+    return torch.compile(formula, dynamic=True, fullgraph=True)
+
+
+def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if every formula compiles and runs on a device, forward and backward; else the first line of the error.
+
+    Parameters
+    ----------
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the computation.
+    """
+    try:
+        with torch.enable_grad():
+            for tokens in (3, 5):
+                # No random numbers: the caller's generator must not notice the trial.
+                values = torch.linspace(-1, 1, tokens * 4 * 8, device=device, dtype=dtype)
+                x = values.view(1, 4, tokens, 8).requires_grad_()
+                weight = torch.ones(8, device=device, dtype=dtype)
+                angles = torch.ones(1, tokens, 8, device=device, dtype=dtype)
+                for unit_offset in (False, True):
+                    x = rms_norm(x, weight, 1e-6, unit_offset, compiled=True)
+                query, key = rotary(x, x[:, :2], angles, angles, compiled=True)
+                for activation in ACTIVATIONS:
+                    query = gated_activation(query, query, activation, compiled=True)
+                (query.sum() + key.sum()).backward()
+    # The compiler raises errors of many classes, from a missing program to an unsupported device.
+    except Exception as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return None

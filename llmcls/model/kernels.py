@@ -1,0 +1,228 @@
+"""Fused kernels in a classifier: which modules get them, chosen by trial.
+
+`FusedKernels` replaces the ``forward`` of single modules, so hooks that engines put on their calls keep working, and
+names, parameters and saved files stay as they are:
+
+- root-mean-square norms, gated MLPs and rotary embeddings run as the operations of `llmcls.model.fused_ops`;
+- layers with a LoRA adapter run as in `llmcls.model.fused_lora`; those that read the same input, together.
+
+What a module computes is found out by trying it on numbers, not by its class name. What does not match keeps its own
+``forward``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmcls.model import packed_attention
+from llmcls.model.blocked_attention import blocked_attention
+from llmcls.model.fused_lora import lora_linear, project
+from llmcls.model.fused_ops import ACTIVATIONS, gated_activation, rms_norm, rotary
+from llmcls.model.packed_attention import Pack
+
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+OPTIONAL_PARTS = {"q_norm", "k_norm"}
+# How far a fused operation may be from the module that it replaces, on float32 numbers of about 1.
+TOLERANCE = 1e-5
+
+
+class FusedKernels:
+    """Replaces ``forward`` methods in a model by fused ones; `detach` restores them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A `transformers` sequence classifier, with or without a peft adapter.
+    compiled : bool
+        Whether the formulas of `llmcls.model.fused_ops` are compiled.
+    packed : bool
+        Whether the model reads packed rows; then its attention layers are fused too.
+    """
+
+    def __init__(self, model: nn.Module, compiled: bool, packed: bool) -> None:
+        self.model, self.compiled, self.packed = model, compiled, packed
+        self._replaced: list[nn.Module] = []
+
+    def attach(self) -> FusedKernels:
+        """Replace the methods; returns the object itself."""
+        for module in self.model.modules():
+            forward = None if "forward" in vars(module) else self._fused_forward(module)
+            if forward is not None:
+                module.forward = forward
+                self._replaced.append(module)
+        return self
+
+    def detach(self) -> None:
+        """Restore the methods."""
+        for module in self._replaced:
+            del module.forward
+        self._replaced.clear()
+
+    def _fused_forward(self, module: Any) -> Callable[..., Any] | None:
+        """The fused ``forward`` of one module, or None if it keeps its own."""
+        if lora_linear(module) is not None:
+            return partial(_lora_layer, module)
+        if (unit_offset := _norm_kind(module)) is not None:
+            return partial(_norm_layer, module, unit_offset, self.compiled)
+        if (activation := _mlp_kind(module)) is not None:
+            return partial(_mlp_layer, module, activation, self.compiled)
+        if self.packed and _is_attention(module):
+            return partial(_attention_layer, module, rotary_of(module, self.compiled), self.compiled)
+        return None
+
+
+def rotary_of(attention: Any, compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The rotary embedding of an attention layer: the fused one if it computes the same, else the architecture's."""
+    own = inspect.getmodule(type(attention)).apply_rotary_pos_emb  # type: ignore[union-attr]
+    width = attention.head_dim
+    generator = torch.Generator().manual_seed(0)
+    query, key, cos, sin = (
+        torch.randn(shape, generator=generator)
+        for shape in ((1, 4, 3, width), (1, 2, 3, width), (1, 3, width), (1, 3, width))
+    )
+    same = _same(lambda: own(query, key, cos, sin), lambda: rotary(query, key, cos, sin))
+    return partial(rotary, compiled=compiled) if same else own
+
+
+def _norm_kind(module: Any) -> bool | None:
+    """``unit_offset`` of `rms_norm` if a module is such a norm, else None."""
+    weight = getattr(module, "weight", None)
+    eps = _eps(module)
+    if next(module.children(), None) is not None or weight is None or weight.dim() != 1 or eps is None:
+        return None
+    if "norm" not in type(module).__name__.lower() or getattr(module, "bias", None) is not None:
+        return None
+    other = nn.Parameter(torch.linspace(-0.5, 1.5, weight.shape[0]), requires_grad=False)
+    trial = _copy_with(module, {"weight": other}, {})
+    x = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
+    for unit_offset in (False, True):
+        if _same(partial(trial, x), partial(rms_norm, x, other, eps, unit_offset)):
+            return unit_offset
+    return None
+
+
+def _eps(module: Any) -> float | None:
+    """The constant that a norm adds to the mean square."""
+    for name in ("variance_epsilon", "eps"):
+        if isinstance(value := getattr(module, name, None), float):
+            return value
+    return None
+
+
+def _copy_with(module: Any, parameters: dict[str, Any], children: dict[str, Any]) -> Any:
+    """A module of the same class and settings with other parameters and children, small and on the CPU."""
+    copy = object.__new__(type(module))
+    copy.__dict__.update({name: value for name, value in vars(module).items() if name != "forward"})
+    copy._parameters, copy._modules = parameters, children
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(copy, name, OrderedDict())
+    return copy
+
+
+def _mlp_kind(module: Any) -> str | None:
+    """The activation of a gated MLP if it is one that is fused, else None."""
+    if {name for name, _ in module.named_children()} != MLP_PARTS:
+        return None
+    # The parts alone do not say how they are joined, so try them with small weights.
+    generator = torch.Generator().manual_seed(0)
+    gate, up, down = (_Product(torch.randn(4, 4, generator=generator)) for _ in range(3))
+    parts = {"gate_proj": gate, "up_proj": up, "down_proj": down, "act_fn": module.act_fn}
+    copy = _copy_with(module, {}, parts)
+    x = torch.randn(3, 4, generator=generator)
+    for activation in ACTIVATIONS:
+        if _same(partial(copy, x), partial(_gated, gate, up, down, activation, x)):
+            return activation
+    return None
+
+
+class _Product(nn.Module):
+    """A matrix product, without the random numbers that a new `nn.Linear` draws."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix
+
+
+def _gated(gate: nn.Module, up: nn.Module, down: nn.Module, activation: str, x: torch.Tensor) -> Any:
+    return down(gated_activation(gate(x), up(x), activation))
+
+
+def _is_attention(module: Any) -> bool:
+    """Whether a module is an attention layer of the parts that `_attention_layer` joins."""
+    parts = {name for name, _ in module.named_children()}
+    known = ATTENTION_PARTS <= parts <= ATTENTION_PARTS | OPTIONAL_PARTS
+    return known and hasattr(inspect.getmodule(type(module)), "apply_rotary_pos_emb") and hasattr(module, "head_dim")
+
+
+@torch.no_grad()
+def _same(own: Callable[[], Any], fused: Callable[[], Any]) -> bool:
+    """Whether two functions return the same numbers; not if the module's own cannot be called like this."""
+    try:
+        pairs = [(r if isinstance(r, tuple) else (r,)) for r in (own(), fused())]
+        return all(a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE for a, b in zip(*pairs, strict=True))
+    # Modules of any library may refuse the call in any way.
+    except Exception:
+        return False
+
+
+def _lora_layer(module: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+    """A linear layer with LoRA; peft's own ``forward`` where the adapter is merged, disabled or called with options."""
+    if arguments or options or lora_linear(module) is None:
+        return type(module).forward(module, x, *arguments, **options)
+    return project([module], x)[0]
+
+
+def _norm_layer(module: Any, unit_offset: bool, compiled: bool, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, module.weight, _eps(module), unit_offset, compiled)  # type: ignore[arg-type]
+
+
+def _mlp_layer(module: Any, activation: str, compiled: bool, x: torch.Tensor) -> torch.Tensor:
+    gate, up = project([module.gate_proj, module.up_proj], x)
+    states: torch.Tensor = module.down_proj(gated_activation(gate, up, activation, compiled))
+    return states
+
+
+def _attention_layer(
+    block: Any,
+    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    compiled: bool,
+    hidden_states: torch.Tensor,
+    position_embeddings: Any = None,
+    attention_mask: Any = None,
+    pack: Pack | None = None,
+    **more: Any,
+) -> Any:
+    """Attention of all tokens of a packed row, the three projections together; other inputs go to the block's own."""
+    if pack is None:
+        return type(block).forward(block, hidden_states, position_embeddings, attention_mask, **more)
+    query, key, value = project([block.q_proj, block.k_proj, block.v_proj], hidden_states)
+    query, key = split_heads(block, query, "q_norm"), split_heads(block, key, "k_norm")
+    if getattr(block, "use_rope", True):
+        query, key = rotate(query, key, *position_embeddings)
+    value, scaling = split_heads(block, value), getattr(block, "scaling", None)
+    rate = block.attention_dropout if block.training else 0.0
+    if value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16) and not rate:
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        mixed = blocked_attention(query, key, value, pack.lengths, pack.causal, scaling, compiled)
+    else:
+        mixed = packed_attention.attention(query, key, value, pack, scaling, rate)
+    return block.o_proj(mixed.flatten(2)), None
+
+
+def split_heads(block: Any, projected: torch.Tensor, norm: str | None = None) -> torch.Tensor:
+    """[1, tokens, heads x width] to [1, heads, tokens, width], with the norm of that name if the layer has one."""
+    split = projected.unflatten(-1, (-1, block.head_dim))
+    if norm is not None and hasattr(block, norm):
+        split = getattr(block, norm)(split)
+    return split.transpose(1, 2)

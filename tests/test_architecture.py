@@ -154,10 +154,3 @@ def test_a_breach_is_found(tmp_path: Path, file: str, line: str, sentence: str) 
     with (package / file).open("a", encoding="utf-8") as out:
         out.write(f"\n{line}\n")
     assert [found for found in violations(package) if sentence in found]
-
-
-def test_every_module_has_its_test() -> None:
-    package = ROOT / "llmcls"
-    wanted = [path.relative_to(package) for path in modules(package).values() if not path.name.startswith("__")]
-    missing = [str(p) for p in wanted if not (ROOT / "tests" / p.parent / f"test_{p.name}").is_file()]
-    assert missing == []

@@ -8,14 +8,18 @@ import warnings
 
 from transformers.utils import logging as transformers_logging
 
+HANDLER = "llmcls.stderr"
+
 
 def configure_logging(main_process: bool) -> None:
     """Log to stderr: everything on the main process, errors on the others."""
     root = logging.getLogger("llmcls")
     root.setLevel(logging.INFO if main_process else logging.ERROR)
     root.propagate = False
-    if not root.handlers:
+    # By name: another library's handler on the same logger (a notebook's, a test runner's) does not write to stderr.
+    if all(handler.name != HANDLER for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
+        handler.name = HANDLER
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     _quiet_libraries()

@@ -15,7 +15,9 @@ def _restored_logger() -> Iterator[None]:
     before = root.handlers[:], root.level, root.propagate
     root.handlers = []
     yield
-    root.handlers, root.level, root.propagate = before
+    root.propagate = before[2]
+    root.setLevel(before[1])
+    root.handlers = before[0]
 
 
 def test_the_main_process_logs_one_plain_line_per_message(capsys) -> None:
@@ -40,6 +42,13 @@ def test_configuring_twice_does_not_log_twice(capsys) -> None:
     configure_logging(main_process=True)
     logging.getLogger("llmcls").info("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_another_handler_on_the_logger_does_not_silence_stderr(capsys) -> None:
+    logging.getLogger("llmcls").addHandler(logging.NullHandler())
+    configure_logging(main_process=True)
+    logging.getLogger("llmcls").info("heard")
+    assert capsys.readouterr().err.count("heard") == 1
 
 
 def test_the_libraries_are_quiet() -> None:

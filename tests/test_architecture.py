@@ -25,6 +25,8 @@ PRIVATE_NAMES = {
     "engine/accelerator.py": "accelerate's switch for gradient exchange without its own step counting",
     "engine/full_state.py": "DeepSpeed links parameters to optimizer state once, before all groups have one",
     "model/classifier.py": "FSDP's automatic wrapping reads _no_split_modules from the outermost module",
+    "model/kernel_choice.py": "transformers says in a private attribute whether an architecture has SDPA attention",
+    "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }

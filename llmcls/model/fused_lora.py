@@ -146,11 +146,10 @@ class _Lora(torch.autograd.Function):
 
 def base_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a frozen linear layer, float [outputs, inputs]; dequantized if it has 4 bits."""
-    weight = layer.weight
-    if type(weight).__name__ != "Params4bit" and not hasattr(weight, "quant_state"):
-        return weight.to(dtype)
+    # Under FSDP the gathered weight is a new tensor, without the state that the module still has.
+    state = getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
+    if state is None:
+        return layer.weight.to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
-    # Under FSDP the gathered weight is a new tensor, without the state that the module still has.
-    state = getattr(weight, "quant_state", None) or layer.quant_state
-    return dequantize_4bit(weight, state).to(dtype)
+    return dequantize_4bit(layer.weight, state).to(dtype)

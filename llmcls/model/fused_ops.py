@@ -9,14 +9,12 @@ The operations are registered with torch under ``llmcls::``, so a trace under fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-NAMESPACE = "llmcls"
+from llmcls.model.formulas import register_formulas
+
 ACTIVATIONS = ("silu", "gelu_tanh")
 # The integers of the size of a float of 2 and of 4 bytes.
 LANES = {2: torch.int16, 4: torch.int32}
@@ -42,7 +40,7 @@ def rms_norm(
     -------
     float [..., width]
     """
-    _register()
+    register_formulas()
     out: torch.Tensor = _RmsNorm.apply(x, weight, eps, unit_offset, compiled)  # type: ignore[no-untyped-call]
     return out
 
@@ -58,7 +56,7 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str, comp
     compiled : bool
         Whether to compile the formula.
     """
-    _register()
+    register_formulas()
     out: torch.Tensor = _GatedActivation.apply(gate, up, activation, compiled)  # type: ignore[no-untyped-call]
     return out
 
@@ -80,7 +78,7 @@ def rotary(
     -------
     The rotated query and key, in their own dtypes.
     """
-    _register()
+    register_formulas()
     rotated: tuple[torch.Tensor, torch.Tensor] = _Rotary.apply(query, key, cos, sin, compiled)  # type: ignore[no-untyped-call]
     return rotated
 
@@ -102,7 +100,7 @@ def softmax(scores: torch.Tensor, scaling: float, compiled: bool) -> tuple[torch
     normalizer : float32 [..., rows, 1]
         The logarithm of the sum of the exponentials, for `softmax_backward`.
     """
-    _register()
+    register_formulas()
     both: tuple[torch.Tensor, torch.Tensor] = torch.ops.llmcls.softmax(scores, scaling, compiled)
     return both
 
@@ -212,134 +210,6 @@ class _Rotary(torch.autograd.Function):
         return *torch.ops.llmcls.rotary(d_query, d_key, *ctx.saved_tensors, True, ctx.compiled), None, None, None
 
 
-def _rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1) + eps)
-    normed = wide * scale[..., None]
-    if unit_offset:
-        return (normed * (1.0 + weight.float())).to(x.dtype), scale
-    return weight * normed.to(x.dtype), scale
-
-
-def _rms_norm_backward(
-    d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, unit_offset: bool
-) -> torch.Tensor:
-    # y = w x r with r = (mean(x^2) + eps)^(-1/2), so dx = r (g - n mean(g n)) with g = w dy and n = x r.
-    normed = x.float() * scale[..., None]
-    wide_weight = weight.float()
-    d_normed = d_out.float() * (wide_weight + 1.0 if unit_offset else wide_weight)
-    along = (d_normed * normed).mean(-1, keepdim=True)
-    return ((d_normed - normed * along) * scale[..., None]).to(x.dtype)
-
-
-def _activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
-    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-
-
-def _gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-    return _activate(gate, activation) * up
-
-
-def _gated_activation_backward(
-    d_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    d_active = d_out * up
-    if activation == "silu":
-        d_gate = torch.ops.aten.silu_backward(d_active, gate)
-    else:
-        d_gate = torch.ops.aten.gelu_backward(d_active, gate, approximate="tanh")
-    return d_gate, d_out * _activate(gate, activation)
-
-
-def _rotary(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    cos, sin = cos[:, None], (-sin if inverse else sin)[:, None]
-
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-    return rotate(query), rotate(key)
-
-
-def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = scores.float() * scaling
-    largest = wide.amax(-1, keepdim=True)
-    exponentials = torch.exp(wide - largest)
-    total = exponentials.sum(-1, keepdim=True)
-    return (exponentials / total).to(scores.dtype), largest + total.log()
-
-
-def _softmax_backward(
-    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.exp(scores.float() * scaling - normalizer)
-    wide = d_weights.float()
-    d_scores = weights * (wide - (weights * wide).sum(-1, keepdim=True)) * scaling
-    return weights.to(scores.dtype), d_scores.to(scores.dtype)
-
-
-# Formula, the arguments of its operation, and the types that it returns.
-FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
-    "rms_norm": (
-        _rms_norm,
-        "(Tensor x, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor)",
-    ),
-    "rms_norm_backward": (
-        _rms_norm_backward,
-        "(Tensor d_out, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
-    ),
-    "gated_activation": (_gated_activation, "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor"),
-    "gated_activation_backward": (
-        _gated_activation_backward,
-        "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
-    ),
-    "softmax": (_softmax, "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)"),
-    "softmax_backward": (
-        _softmax_backward,
-        "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
-    ),
-    "rotary": (
-        _rotary,
-        "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",
-    ),
-}
-
-
-@cache
-def _register() -> torch.library.Library:
-    """Register the operations with torch, at their first use."""
-    library = torch.library.Library(NAMESPACE, "DEF")
-    for name, (formula, signature) in FORMULAS.items():
-        library.define(name + signature)
-        library.impl(name, _implementation(formula), "CompositeExplicitAutograd")
-        # Fake tensors have shapes and dtypes only, which the formula itself tells.
-        torch.library.register_fake(f"{NAMESPACE}::{name}", _without_choice(formula), lib=library)
-    return library
-
-
-def _implementation(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """The formula with a last argument: whether it is compiled."""
-
-    def run(*arguments: Any) -> Any:
-        return (_compiled(formula) if arguments[-1] else formula)(*arguments[:-1])
-
-    return run
-
-
-def _without_choice(formula: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: formula(*arguments[:-1])
-
-
-@cache
-def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for all lengths: sizes are dynamic, so no length compiles again."""
-    return torch.compile(formula, dynamic=True, fullgraph=True)
-
-
 def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if every formula compiles and runs on a device, forward and backward; else the first line of the error.
 
@@ -356,13 +226,14 @@ def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
                 values = torch.linspace(-1, 1, tokens * 4 * 8, device=device, dtype=dtype)
                 x = values.view(1, 4, tokens, 8).requires_grad_()
                 weight = torch.ones(8, device=device, dtype=dtype)
-                angles = torch.ones(1, tokens, 8, device=device, dtype=dtype)
+                cos, sin = torch.ones(2, 1, tokens, 8, device=device, dtype=dtype).unbind()
                 for unit_offset in (False, True):
                     x = rms_norm(x, weight, 1e-6, unit_offset, compiled=True)
-                query, key = rotary(x, x[:, :2], angles, angles, compiled=True)
+                # Copies, because arguments that share memory would be compiled as a case of their own.
+                query, key = rotary(x, x[:, :2] * 1.0, cos, sin.clone(), compiled=True)
                 for activation in ACTIVATIONS:
-                    query = gated_activation(query, query, activation, compiled=True)
-                (query.sum() + key.sum()).backward()
+                    query = gated_activation(query, query * 1.0, activation, compiled=True)
+                torch.autograd.backward((query, key), (query.detach().clone(), key.detach().clone()))
     # The compiler raises errors of many classes, from a missing program to an unsupported device.
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -88,6 +88,9 @@ def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
         words = [word for a in alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)]
         return value if value is None or value in words else convert(where, value, alternatives[0], expand)
     if origin is Literal:
+        # YAML reads an unquoted `off` as false.
+        if value is False and "off" in typing.get_args(hint):
+            return "off"
         if value in typing.get_args(hint):
             return value
         near = difflib.get_close_matches(str(value), [str(a) for a in typing.get_args(hint)], n=1, cutoff=0.5)

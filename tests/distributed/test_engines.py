@@ -103,7 +103,9 @@ def alone(recipe: Path) -> Callable[[list[str]], tuple[Path, Path]]:
             folders = run_folder(recipe, f"alone{kind}"), run_folder(recipe, f"alone{kind}-cut")
             for folder, stop_after in zip(folders, (-1, CUT), strict=True):
                 name = f"exp.run_name={folder.parent.name}"
-                train_here(recipe, "gradient_accumulation_steps=4", name, *overrides, stop_after=stop_after)
+                # With the model's own modules, so that every engine's fused kernels are compared with them.
+                own = ["gradient_accumulation_steps=4", "kernels=off", name]
+                train_here(recipe, *own, *overrides, stop_after=stop_after)
             made[kind] = folders
         return made[kind]
 

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmcls.model.fused_ops import (
+    compiler_error,
+    dropout,
+    dropout_backward,
+    gated_activation,
+    rms_norm,
+    rotary,
+    softmax,
+    softmax_backward,
+)
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
+COMPILED = [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_norm(x: torch.Tensor, weight: torch.Tensor, unit_offset: bool) -> torch.Tensor:
+    normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (normed * (1.0 + weight.float())).to(x.dtype) if unit_offset else weight * normed.to(x.dtype)
+
+
+def plain_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def assert_same(fused: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
+    """The same values and the same gradients of all inputs."""
+    results = []
+    for function in (fused, plain):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = function(*leaves)
+        out.backward(random(*out.shape, seed=9).to(out.dtype))
+        results.append((out, [leaf.grad for leaf in leaves]))
+    (found, found_gradients), (expected, gradients) = results
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    for a, b in zip(found_gradients, gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance * max(1.0, float(b.abs().max())), rtol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("unit_offset", [False, True])
+def test_norm_equals_its_formula(unit_offset: bool, dtype: torch.dtype, compiled: bool) -> None:
+    x, weight = random(7, 16).to(dtype), (1 + 0.3 * random(16, seed=1)).to(dtype)
+    assert_same(
+        lambda x, w: rms_norm(x, w, 1e-6, unit_offset, compiled), lambda x, w: plain_norm(x, w, unit_offset), x, weight
+    )
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_activation_equals_its_formula(dtype: torch.dtype, compiled: bool) -> None:
+    gate, up = random(7, 16).to(dtype), random(7, 16, seed=1).to(dtype)
+    assert_same(lambda g, u: gated_activation(g, u, "silu", compiled), lambda g, u: F.silu(g) * u, gate, up)
+    assert_same(
+        lambda g, u: gated_activation(g, u, "gelu_tanh", compiled),
+        lambda g, u: F.gelu(g, approximate="tanh") * u,
+        gate,
+        up,
+    )
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_rotary_equals_its_formula_for_grouped_heads(compiled: bool) -> None:
+    angles = random(1, 5, 8, seed=2)
+    angles = torch.cat((angles[..., :4], angles[..., :4]), dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    # Heads of different numbers, in the memory layout that a projection leaves.
+    query, key = random(1, 5, 4, 8).transpose(1, 2), random(1, 5, 2, 8, seed=1).transpose(1, 2)
+    assert_same(
+        lambda q, k: rotary(q, k, cos, sin, compiled)[0],
+        lambda q, k: plain_rotary(q, cos, sin) + 0 * k.sum(),
+        query,
+        key,
+    )
+    assert_same(
+        lambda q, k: rotary(q, k, cos, sin, compiled)[1],
+        lambda q, k: plain_rotary(k, cos, sin) + 0 * q.sum(),
+        query,
+        key,
+    )
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_softmax_and_its_gradient_equal_torch(compiled: bool) -> None:
+    scores = random(2, 5, 6)
+    scores[:, 0, 3:] = float("-inf")
+    d_weights = random(2, 5, 6, seed=1)
+    leaf = scores.clone().requires_grad_()
+    expected = torch.softmax(leaf * 0.5, -1)
+    expected.backward(d_weights)
+    weights, normalizer = softmax(scores, 0.5, compiled)
+    again, d_scores = softmax_backward(scores, d_weights, normalizer, 0.5, compiled)
+    torch.testing.assert_close(weights, expected.detach(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(again, weights, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(d_scores, leaf.grad, atol=1e-6, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_no_length_compiles_again() -> None:
+    from torch._dynamo.utils import counters
+
+    assert compiler_error(torch.device("cpu"), torch.float32) is None
+    before = counters["stats"]["unique_graphs"]
+    for training in (True, False):
+        for tokens in (7, 16, 33, 100):
+            x = random(1, 4, tokens, 8).requires_grad_(training)
+            with torch.set_grad_enabled(training):
+                for y in (
+                    rms_norm(x, torch.ones(8), 1e-6, False, compiled=True),
+                    gated_activation(x, x * 2, "silu", compiled=True),
+                ):
+                    if training:
+                        y.backward(y.detach().clone())
+    assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(dtype: torch.dtype, rate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(500, 333, dtype=dtype)
+    dropped, mask, gain = dropout(x, rate)
+    share = float((dropped == 0).float().mean())
+    # Five standard deviations of a share of 166,500 draws.
+    assert abs(share - rate) < 5 * (rate * (1 - rate) / x.numel()) ** 0.5
+    assert float(dropped.max()) * gain == pytest.approx(1 / (1 - rate), rel=1e-6)
+    assert torch.equal(dropout_backward(x, mask, rate), dropped)
+    # Neighbours share the bits of one number, but not their fate.
+    pairs = (dropped[:, :-1] == 0) & (dropped[:, 1:] == 0)
+    assert float(pairs.float().mean()) == pytest.approx(rate**2, abs=5 * rate / pairs.numel() ** 0.5)
+
+
+def test_dropout_is_a_function_of_the_seed() -> None:
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropout(torch.ones(9, 5), 0.5)[0])
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_under_fake_tensors_a_formula_is_one_operation() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Names():
+        x = torch.empty(4, 8, requires_grad=True)
+        out = rms_norm(x, torch.empty(8), 1e-6)
+        out.backward(torch.empty(4, 8))
+        assert out.shape == (4, 8)
+    assert [name for name in names if name.startswith("llmcls::")] == ["llmcls::rms_norm", "llmcls::rms_norm_backward"]
+
+
+def test_a_compiler_that_fails_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls.model import formulas
+
+    def fails(formula: object) -> object:
+        raise RuntimeError("no compiler\nand a long trace")
+
+    monkeypatch.setattr(formulas, "_compiled", fails)
+    assert compiler_error(torch.device("cpu"), torch.float32) == "no compiler"

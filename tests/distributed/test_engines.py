@@ -101,11 +101,11 @@ def alone(recipe: Path) -> Callable[[list[str]], tuple[Path, Path]]:
         kind = "-".join(override.partition("=")[0] for override in overrides)
         if kind not in made:
             folders = run_folder(recipe, f"alone{kind}"), run_folder(recipe, f"alone{kind}-cut")
-            for folder, stop_after in zip(folders, (-1, CUT), strict=True):
-                name = f"exp.run_name={folder.parent.name}"
-                # With the model's own modules, so that every engine's fused kernels are compared with them.
-                own = ["gradient_accumulation_steps=4", "kernels=off", name]
-                train_here(recipe, *own, *overrides, stop_after=stop_after)
+            # The whole run has the model's own modules, so every engine's fused kernels are compared with them. The
+            # run that the engines resume has the kernels that they have.
+            for folder, kernels, stop_after in zip(folders, ("off", "auto"), (-1, CUT), strict=True):
+                changed = ["gradient_accumulation_steps=4", f"kernels={kernels}", f"exp.run_name={folder.parent.name}"]
+                train_here(recipe, *changed, *overrides, stop_after=stop_after)
             made[kind] = folders
         return made[kind]
 

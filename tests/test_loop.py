@@ -12,13 +12,15 @@ from accelerate.state import AcceleratorState
 from llmcls.data.batches import global_batch_size, plan_epoch
 from llmcls.engine.accelerator import unwrapped
 from llmcls.model.build import build_classifier
+from llmcls.recipe import defaults
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.training.inputs import load_inputs
-from llmcls.training.loop import optimizer_step
+from llmcls.training.loop import collated, optimizer_step
 from llmcls.training.optimizer import build_optimizer, learning_rate_factor
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
+from tests.model.helpers import build
 
 
 def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.Tensor], float]:
@@ -36,7 +38,8 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     split = inputs.train_split
     setup = TrainingSetup(recipe, 3, RunFolder(Path()), accelerator, inputs.labels, split, None, rows, packed, budget)
     step = next(plan_epoch(split.lengths, setup.batches, setup.seed, 0))
-    loss = optimizer_step(setup, model.train(), optimizer, inputs.tokenizer.pad_token_id, step, 0) / step.rows
+    with collated(setup, [step], inputs.tokenizer.pad_token_id) as steps:
+        loss = optimizer_step(setup, model.train(), optimizer, *next(steps), 0) / step.rows
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, float(loss)
 
 
@@ -80,15 +83,24 @@ def test_the_schedule_warms_up_and_ends_where_its_name_says(kind: str, end: floa
     assert all(np.diff(rates[10:]) <= 1e-12)
 
 
-def test_eight_bit_adamw_is_used_for_four_bit_models_and_can_be_refused(write_recipe) -> None:
-    def kind(overrides: list[str]) -> str:
-        recipe = load_recipe(path, overrides)
-        return type(build_optimizer(torch.nn.Linear(64, 64), recipe, torch.device("cpu"))).__name__
+def test_eight_bit_adamw_is_used_for_four_bit_models_that_train_many_weights_and_can_be_refused(write_recipe) -> None:
+    def kind(overrides: list[str], large: bool = True) -> str:
+        # The optimizer creates its state at the first step, so a large layer costs one allocation that is never filled.
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, 10_000, 10_000 if large else 10)
+        return type(build_optimizer(layer, load_recipe(path, overrides), torch.device("cpu"))).__name__
 
     path = write_recipe()
     assert kind(["use_4bit=true"]) == "AdamW8bit"
+    assert kind(["use_4bit=true"], large=False) == "AdamW"
     assert kind(["use_4bit=true", "optim_8bit_when_4bit=false"]) == "AdamW"
     assert kind([]) == "AdamW"
+
+
+def test_an_adapter_gets_the_fused_optimizer(write_recipe) -> None:
+    path = write_recipe()
+    optimizer = build_optimizer(build(path, "use_4bit=true"), load_recipe(path, ["use_4bit=true"]), torch.device("cpu"))
+    assert type(optimizer).__name__ == "AdamW"
+    assert all(group["fused"] for group in optimizer.param_groups)
 
 
 def test_eight_bit_adamw_falls_back_and_says_so(write_recipe, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
@@ -100,6 +112,7 @@ def test_eight_bit_adamw_falls_back_and_says_so(write_recipe, monkeypatch: pytes
         raise NotImplementedError("no kernel for this device")
 
     monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", no_kernel)
+    monkeypatch.setattr(defaults, "EIGHT_BIT_FROM", 0)
     logging.getLogger("llmcls").propagate = True
     recipe = load_recipe(write_recipe(), ["use_4bit=true"])
     with caplog.at_level("WARNING", logger="llmcls"):

@@ -98,6 +98,13 @@ class Batch:
     rows: np.ndarray
     windows: list[int] | None = None
 
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in memory from which copies to ``device`` are asynchronous: pinned for a GPU, else as it is."""
+        if device.type != "cuda":
+            return self
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, input_ids=self.input_ids.pin_memory(), labels=labels)
+
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to a device. Copies to a GPU use pinned memory and are asynchronous."""
         labels = None if self.labels is None else send(self.labels, device)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llmcls.data.ahead import DEPTH, ahead, depth_for
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "llmcls-batches"]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_values_come_in_order_and_no_thread_is_left(depth: int) -> None:
+    with ahead(iter(range(50)), depth) as values:
+        assert list(values) == list(range(50))
+    assert threads() == []
+
+
+def test_the_next_values_are_made_in_another_thread_while_the_first_is_used_and_no_more_than_agreed() -> None:
+    made, enough = [], threading.Event()
+
+    def slow() -> Iterator[int]:
+        for i in range(100):
+            made.append(threading.current_thread().name)
+            if len(made) == 4:
+                enough.set()
+            yield i
+
+    with ahead(slow(), 2) as values:
+        assert next(values) == 0
+        assert enough.wait(10)
+        # One is used, two wait, one is in the hand of the thread.
+        assert not threading.Event().wait(0.3)
+        assert made == ["llmcls-batches"] * 4
+    assert threads() == []
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_is_raised_where_its_value_would_have_come(depth: int) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("no such row")
+
+    taken = []
+    with pytest.raises(ValueError, match="no such row"), ahead(broken(), depth) as values:
+        for value in values:
+            taken.append(value)
+    assert taken == [1]
+    assert threads() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_leaving_early_ends_the_thread(error: type[BaseException]) -> None:
+    def endless() -> Iterator[int]:
+        while True:
+            yield 0
+
+    with pytest.raises(error), ahead(endless(), 1) as values:
+        next(values)
+        raise error
+    assert threads() == []
+    with ahead(endless(), 1) as values:
+        next(values)
+    assert threads() == []
+
+
+def test_only_cuda_is_worth_a_thread() -> None:
+    assert depth_for(torch.device("cpu")) == 0
+    assert depth_for(torch.device("mps")) == 0
+    assert depth_for(torch.device("cuda", 1)) == DEPTH

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from llmcls.common.signals import STOP_AFTER
 from llmcls.data.batches import global_batch_size, plan_epoch
 from llmcls.engine.accelerator import unwrapped
+from llmcls.evaluation import scoring
 from llmcls.model.build import build_classifier
 from llmcls.recipe import defaults
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
+from llmcls.train import main
+from llmcls.training import loop
 from llmcls.training.inputs import load_inputs
 from llmcls.training.loop import collated, optimizer_step
 from llmcls.training.optimizer import build_optimizer, learning_rate_factor
@@ -71,6 +77,42 @@ def test_the_last_short_step_of_an_epoch_is_the_mean_over_what_it_holds(write_re
     _, small = one_step(path, ["batch_size=200", "gradient_accumulation_steps=1"])
     _, again = one_step(path, ["batch_size=7", "gradient_accumulation_steps=40"])
     assert again == pytest.approx(small, rel=1e-6)
+
+
+def test_batches_that_a_thread_prepares_ahead_are_the_same(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recipe(model__lora_dropout=0.3, train__max_steps=5, train__logging_steps=1)
+
+    def trained(depth: int) -> list[float]:
+        for module in (loop, scoring):
+            monkeypatch.setattr(module, "depth_for", lambda _: depth)
+        main([str(path), f"exp.run_name=depth-{depth}"])
+        lines = (
+            path.parent / "outputs" / "tiny-llama" / "products" / f"depth-{depth}" / "run_0" / "metrics.jsonl"
+        ).open()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+    here, ahead_of_it = trained(0), trained(2)
+    assert len(here) >= 6
+    assert here == ahead_of_it
+    assert not [t for t in threading.enumerate() if t.name == "llmcls-batches"]
+
+
+def test_a_stop_ends_the_thread_and_the_run_resumes_exactly(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recipe(model__lora_dropout=0.3, train__max_steps=6, train__logging_steps=1)
+    monkeypatch.setattr(loop, "depth_for", lambda _: 2)
+
+    def losses(name: str) -> list[float]:
+        lines = (path.parent / "outputs" / "tiny-llama" / "products" / name / "run_0" / "metrics.jsonl").open()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+    main([str(path), "exp.run_name=whole"])
+    monkeypatch.setenv(STOP_AFTER, "3")
+    with pytest.raises(SystemExit):
+        main([str(path), "exp.run_name=stopped"])
+    assert not [t for t in threading.enumerate() if t.name == "llmcls-batches"]
+    monkeypatch.delenv(STOP_AFTER)
+    main([str(path), "exp.run_name=stopped"])
+    assert losses("stopped") == losses("whole")
 
 
 @pytest.mark.parametrize("kind, end", [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])

@@ -85,7 +85,7 @@ def ahead(items: Iterable[T], depth: int, device: torch.device | None = None) ->
                 if stopping.is_set():
                     return
             hand_over(_Item(end=True))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
+        except BaseException as error:
             hand_over(_Item(error=error))
 
     def take() -> Iterator[T]:

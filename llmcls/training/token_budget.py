@@ -20,7 +20,7 @@ from torch import nn
 from llmcls.common.files import read_json, write_json
 from llmcls.engine.accelerator import shards_state, unwrapped
 from llmcls.engine.agreement import from_main
-from llmcls.recipe.defaults import micro_batch_tokens
+from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _key(recipe: Recipe, accelerator: Accelerator) -> str:
     model, train = recipe.model, recipe.train
     parts = [
         model.model_name, model.use_4bit, model.torch_dtype, model.lora_r, model.lora_target_modules,
-        train.gradient_checkpointing, train.checkpoint_layers, train.packing, recipe.data.max_length,
+        checkpoints_activations(recipe), train.checkpoint_layers, train.packing, recipe.data.max_length,
         accelerator.mixed_precision,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -44,10 +44,7 @@ def settled(write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert all(r.train.gradient_checkpointing is False for r in asked)
         return found.train.gradient_checkpointing
 
-    gpu = SimpleNamespace(total_memory=24 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
-    real = torch.tensor
-    monkeypatch.setattr(recomputation.torch, "tensor", lambda values, device=None: real(values))
+    monkeypatch.setattr(recomputation, "_smallest_gpu", lambda a: 24.0 if a.device.type == "cuda" else None)
     monkeypatch.setattr(recomputation, "shards_state", lambda _: sharding[0])
     return decide
 

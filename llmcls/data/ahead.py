@@ -1,7 +1,7 @@
 """Preparing batches in a thread while the device computes the one before.
 
 Only CUDA gains from it: there the host has to have the next kernels ready before the device runs out of work. On a CPU
-the thread would take time from the computation itself, so the same items are then prepared in the calling thread.
+the items are prepared in the calling thread: that takes a tenth of a millisecond of a step that takes seconds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def ahead(items: Iterable[T], depth: int, device: torch.device | None = None) ->
 
     def prepare() -> None:
         try:
-            if device is not None and device.type == "cuda":
+            # Without a number it is the GPU of a single process, which is the first one.
+            if device is not None and device.type == "cuda" and device.index is not None:
                 torch.cuda.set_device(device)
             for value in items:
                 hand_over(_Item(value))

@@ -71,6 +71,20 @@ def test_leaving_early_ends_the_thread(error: type[BaseException]) -> None:
     assert threads() == []
 
 
+@pytest.mark.parametrize("device, expected", [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_the_thread_uses_the_gpu_of_its_process(device: str, expected: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def set_device(chosen: torch.device) -> None:
+        assert threading.current_thread().name == "llmcls-batches"
+        used.append(chosen)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    with ahead(range(3), 2, torch.device(device)) as values:
+        assert list(values) == [0, 1, 2]
+    assert used == expected
+
+
 def test_only_cuda_is_worth_a_thread() -> None:
     assert depth_for(torch.device("cpu")) == 0
     assert depth_for(torch.device("mps")) == 0

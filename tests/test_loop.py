@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from llmcls.common.signals import STOP_AFTER
+from llmcls.common.user_error import UserError
 from llmcls.data.batches import global_batch_size, plan_epoch
 from llmcls.engine.accelerator import unwrapped
 from llmcls.evaluation import scoring
@@ -161,6 +162,17 @@ def test_eight_bit_adamw_falls_back_and_says_so(write_recipe, monkeypatch: pytes
         optimizer = build_optimizer(torch.nn.Linear(64, 64), recipe, torch.device("cpu"))
     assert type(optimizer).__name__ == "AdamW"
     assert "no kernel for this device" in caplog.text
+
+
+def test_a_run_that_was_started_with_the_8_bit_optimizer_is_refused_in_a_sentence(write_recipe, monkeypatch) -> None:
+    path = write_recipe(train__max_steps=4, model__use_4bit=True)
+    monkeypatch.setenv(STOP_AFTER, "2")
+    with monkeypatch.context() as earlier, pytest.raises(SystemExit):
+        earlier.setattr(defaults, "EIGHT_BIT_FROM", 0)
+        main([str(path)])
+    monkeypatch.delenv(STOP_AFTER)
+    with pytest.raises(UserError, match="saved with the optimizer AdamW8bit, but this machine and recipe use AdamW; "):
+        main([str(path)])
 
 
 def test_weight_decay_spares_vectors(write_recipe) -> None:

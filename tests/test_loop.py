@@ -171,7 +171,7 @@ def test_a_run_that_was_started_with_the_8_bit_optimizer_is_refused_in_a_sentenc
         earlier.setattr(defaults, "EIGHT_BIT_FROM", 0)
         main([str(path)])
     monkeypatch.delenv(STOP_AFTER)
-    with pytest.raises(UserError, match="saved with the optimizer AdamW8bit, but this machine and recipe use AdamW; "):
+    with pytest.raises(UserError, match="saved with the optimizer AdamW8bit, .* use AdamW; "):
         main([str(path)])
 
 

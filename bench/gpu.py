@@ -110,7 +110,7 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
     from llmcls.model.build import build_classifier
     from llmcls.recipe.load import load_recipe
     from llmcls.results.run_folder import RunFolder
-    from llmcls.training.loop import optimizer_step
+    from llmcls.training.loop import collated, optimizer_step
     from llmcls.training.optimizer import build_optimizer
     from llmcls.training.setup import TrainingSetup
 
@@ -145,15 +145,16 @@ def measure(folder: Path, four_bit: bool, steps: int, cap: int, budget: int) -> 
         torch.cuda.reset_peak_memory_stats()
     model.train()
     done = 0
-    for number, step in enumerate(plan_epoch(lengths, setup.batches, 0, 0)):
-        if number == 3:
-            synchronize(device)
-            start = time.perf_counter()
-            timed = np.zeros(0, dtype=np.int64)
-        optimizer_step(setup, model, optimizer, 0, step, number)
-        if number >= 3:
-            done += step.rows
-            timed = np.concatenate([timed, *step.micro_batches[0]])
+    with collated(setup, plan_epoch(lengths, setup.batches, 0, 0), 0) as steps:
+        for number, (step, batches) in enumerate(steps):
+            if number == 3:
+                synchronize(device)
+                start = time.perf_counter()
+                timed = np.zeros(0, dtype=np.int64)
+            optimizer_step(setup, model, optimizer, step, batches, number)
+            if number >= 3:
+                done += step.rows
+                timed = np.concatenate([timed, *step.micro_batches[0]])
     synchronize(device)
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")

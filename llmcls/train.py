@@ -35,6 +35,7 @@ from llmcls.evaluation.scoring import make_scorer
 from llmcls.evaluation.thresholds import save_thresholds
 from llmcls.model.build import build_classifier
 from llmcls.model.classifier import count_parameters
+from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
 from llmcls.results.report import write_report
@@ -47,6 +48,7 @@ from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
 from llmcls.training.loop import train_loop
 from llmcls.training.optimizer import build_optimizer, optimizer_name
+from llmcls.training.recomputation import needed_gib, settle_recomputation
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
 from llmcls.training.tracking import RunLog
@@ -131,14 +133,16 @@ def train_one_seed(
     accelerator : Accelerator
     """
     set_seed(seed)
-    classifier = build_classifier(recipe, inputs.labels, accelerator.device, loading_device(accelerator))
+    ranks = accelerator.num_processes
+    settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs.labels, ranks))
+    classifier = build_classifier(settled, inputs.labels, accelerator.device, loading_device(accelerator))
     trainable, total = count_parameters(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
     model, optimizer = prepare(accelerator, classifier, optimizer)
-    rows = global_batch_size(recipe, accelerator.num_processes)
+    rows = global_batch_size(recipe, ranks)
     progress = load_last(run, accelerator, model, optimizer) or Progress(seed, rows)
     if accelerator.is_main_process:
-        write_json(run.environment, environment(accelerator, optimizer))
+        write_json(run.environment, environment(accelerator, optimizer, checkpoints_activations(settled)))
     setup = TrainingSetup(
         recipe=recipe,
         seed=seed,
@@ -149,7 +153,7 @@ def train_one_seed(
         validation_split=inputs.validation_split,
         global_batch_size=progress.global_batch_size,
         packed=unwrapped(model).packs,
-        max_tokens=resolve_token_budget(recipe, accelerator, model),
+        max_tokens=resolve_token_budget(settled, accelerator, model),
         run_log=RunLog(run, recipe, progress.step) if accelerator.is_main_process else None,
     )
     log.info(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +81,30 @@ def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, mo
     assert resolve_token_budget(values, Accelerator(cpu=True), model) == next(iter(known.values()))
     assert resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model) == 99
     assert resolve_token_budget(load_recipe(recipe), Accelerator(cpu=True), model) == 8 * 64
+
+
+@pytest.mark.parametrize(
+    "device, sharded, given, expected",
+    [
+        ("cuda", False, "null", 7777), ("cuda", True, "null", 8 * 64), ("cuda", False, "99", 99),
+        ("cuda", True, "auto", 8 * 64), ("cpu", False, "null", 8 * 64), ("cpu", False, "auto", 7777),
+    ],
+)  # fmt: skip
+def test_on_a_gpu_it_is_measured_by_default(write_recipe, monkeypatch, device, sharded, given, expected) -> None:
+    monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: 7777)
+    monkeypatch.setattr(token_budget, "_key", lambda *_: "this device")
+    monkeypatch.setattr(token_budget, "unwrapped", lambda model: model)
+    monkeypatch.setattr(token_budget, "shards_state", lambda _: sharded)
+    accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1, is_main_process=True)
+    recipe = load_recipe(write_recipe(), [f"micro_batch_tokens={given}"])
+    assert resolve_token_budget(recipe, accelerator, torch.nn.Module()) == expected
+
+
+def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 700)
+    full = [token_budget._nearly_full(torch.device("cuda"), moments) for moments in (0, 100, 101)]
+    assert full == [False, False, True]
 
 
 def test_another_word_is_refused(write_recipe) -> None:

@@ -1,10 +1,10 @@
 """Batches: which rows an optimizer step contains, and how a step is split into micro-batches.
 
 An optimizer step contains ``batch_size x gradient_accumulation_steps x ranks`` rows, drawn at random with the seed. The
-last step of an epoch contains the remaining rows. Rows are only reordered within a step: they are sorted by length,
-distributed so that all ranks have about the same number of tokens, and split into micro-batches of similar lengths with
-a limited number of tokens. So the statistics of training are those of plain shuffling. Packed micro-batches have no
-padding, and padded ones have little.
+last step of an epoch contains the remaining rows. Rows are only reordered within a step: they are cut into as few
+micro-batches as the budget of tokens allows, of nearly equal cost, and these are distributed to the ranks. So the
+statistics of training are those of plain shuffling. Packed micro-batches have no padding, and padded ones contain rows
+of similar lengths.
 
 Every rank computes the whole plan from the shared seed, without communication. All ranks get the same number of
 micro-batches in a step; a rank with fewer rows gets empty ones. If a rank skipped a forward pass, the other ranks would
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llmcls.data.micro_batches import balanced_bins, even_runs
 from llmcls.data.splits import Split
 from llmcls.recipe.schema import Recipe
 
@@ -96,6 +97,13 @@ class Batch:
     labels: torch.Tensor | None
     rows: np.ndarray
     windows: list[int] | None = None
+
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in memory from which copies to ``device`` are asynchronous: pinned for a GPU, else as it is."""
+        if device.type != "cuda":
+            return self
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, input_ids=self.input_ids.pin_memory(), labels=labels)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to a device. Copies to a GPU use pinned memory and are asynchronous."""
@@ -204,7 +212,7 @@ def balanced_weights(marks: np.ndarray) -> np.ndarray:
 
 
 def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
-    """Distribute the rows of a step to the ranks, and split the rows of each rank into micro-batches.
+    """Cut the rows of a step into the fewest micro-batches, the same number on every rank, of nearly equal cost.
 
     Parameters
     ----------
@@ -225,19 +233,23 @@ def plan_step(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> Step:
     >>> [[rows.tolist() for rows in micro_batches] for micro_batches in step.micro_batches]
     [[[0], [2]], [[3], [1]]]
     """
-    shares = _distribute(rows, lengths, spec)
-    micro_batches = [_split_by_tokens(share, lengths, spec) for share in shares]
-    passes = max(len(of_rank) for of_rank in micro_batches)
-    empty = np.empty(0, dtype=np.int64)
-    same_number = [of_rank + [empty] * (passes - len(of_rank)) for of_rank in micro_batches]
-    return Step(len(rows), int(lengths[rows].sum()), same_number)
+    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
+    sizes = lengths[longest_first]
+    if spec.packed:
+        bins = [np.array(b, dtype=np.int64) for b in balanced_bins(sizes.tolist(), spec.ranks, spec.max_tokens)]
+        micro_batches = [longest_first[positions] for positions in bins]
+        costs = [int(lengths[m].sum()) for m in micro_batches]
+    else:
+        micro_batches = [longest_first[run] for run in even_runs(sizes, spec.ranks, spec.max_tokens, packed=False)]
+        costs = [len(m) * int(lengths[m[0]]) for m in micro_batches]
+    return Step(len(rows), int(lengths[rows].sum()), _distribute(micro_batches, costs, spec.ranks))
 
 
 def plan_evaluation(lengths: np.ndarray, ranks: int, max_tokens: int, packed: bool) -> list[list[np.ndarray]]:
     """Micro-batches that contain every row once.
 
-    Rows are sorted by length and split into micro-batches before these are distributed to the ranks. So the batch of a
-    row, and with it every bit of its logits, does not depend on the number of ranks.
+    Rows are sorted by length and cut into micro-batches of nearly equal cost before these are distributed to the ranks.
+    So the batch of a row, and with it every bit of its logits, does not depend on the number of ranks.
 
     Parameters
     ----------
@@ -261,47 +273,27 @@ def plan_evaluation(lengths: np.ndarray, ranks: int, max_tokens: int, packed: bo
     [[[0], [1, 2]], [[3], []]]
     """
     order = np.argsort(-lengths, kind="stable")
-    spec = BatchSpec(len(order), 1, max_tokens, packed)
-    batches = _split_by_tokens(order, lengths, spec)
+    batches = [order[run] for run in even_runs(lengths[order], 1, max_tokens, packed)]
     empty = np.empty(0, dtype=np.int64)
     batches += [empty] * (-len(batches) % ranks)
     return [batches[rank::ranks] for rank in range(ranks)]
 
 
-def _distribute(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
-    """Assign rows to ranks, longest row first, each to the rank with the fewest tokens that can take another row.
+def _distribute(micro_batches: list[np.ndarray], costs: list[int], ranks: int) -> list[list[np.ndarray]]:
+    """Give every rank the same number of micro-batches and nearly the same cost; missing ones are empty.
 
-    This is the greedy rule of Graham (1969), "Bounds on multiprocessing timing anomalies", with equal counts: ranks
-    differ by at most one row, and in tokens by less than the longest row.
+    The most expensive micro-batches are assigned first, each to the rank with the smallest cost that can take another
+    one (Graham 1969, with equal counts).
     """
-    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
-    if spec.ranks == 1:
-        return [longest_first]
-    room = [len(rows) // spec.ranks + (r < len(rows) % spec.ranks) for r in range(spec.ranks)]
-    load = [0] * spec.ranks
-    shares: list[list[int]] = [[] for _ in range(spec.ranks)]
-    for row in longest_first:
-        rank = min((r for r in range(spec.ranks) if room[r]), key=lambda r: (load[r], r))
-        shares[rank].append(row)
-        load[rank] += int(lengths[row])
-        room[rank] -= 1
-    return [np.array(share, dtype=np.int64) for share in shares]
-
-
-def _split_by_tokens(rows: np.ndarray, lengths: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
-    """Split rows, sorted longest first, into micro-batches of at most ``max_tokens`` tokens."""
-    micro_batches, start = [], 0
-    while start < len(rows):
-        if spec.packed:
-            # Rows have at least one token, so at most `max_tokens` rows fit.
-            tokens = np.cumsum(lengths[rows[start : start + spec.max_tokens]])
-            count = max(1, int(np.searchsorted(tokens, spec.max_tokens, side="right")))
-        else:
-            # All rows are padded to the first one, which is the longest.
-            count = max(1, spec.max_tokens // int(lengths[rows[start]]))
-        micro_batches.append(rows[start : start + count])
-        start += count
-    return micro_batches
+    passes = -(-len(micro_batches) // ranks)
+    load = [0] * ranks
+    shares: list[list[np.ndarray]] = [[] for _ in range(ranks)]
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = min((r for r in range(ranks) if len(shares[r]) < passes), key=lambda r: (load[r], r))
+        shares[rank].append(micro_batches[i])
+        load[rank] += costs[i]
+    empty = np.empty(0, dtype=np.int64)
+    return [share + [empty] * (passes - len(share)) for share in shares]
 
 
 def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = False) -> Batch:

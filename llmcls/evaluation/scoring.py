@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llmcls.data.batches import collate, plan_evaluation
+from llmcls.data.ahead import ahead, depth_for
+from llmcls.data.batches import collate, plan_evaluation, send
 from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import sum_over_ranks, unwrapped
@@ -118,13 +119,16 @@ def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndar
     plan = plan_evaluation(split.lengths[first:last], accelerator.num_processes, scorer.max_tokens, scorer.packed)
     # The last column counts how often each row is scored.
     scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
-    for rows in plan[accelerator.process_index]:
-        batch = collate(split, first + rows, scorer.pad_token_id, scorer.packed).to(device)
-        logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
-        if len(rows):
-            indices = torch.from_numpy(rows).to(device)
-            scores[indices, :-1] = logits.float()
-            scores[indices, -1] += 1
+    own = plan[accelerator.process_index]
+    prepared = (collate(split, first + rows, scorer.pad_token_id, scorer.packed).pinned(device) for rows in own)
+    with ahead(prepared, depth_for(device), device) as batches:
+        for batch in batches:
+            on_device = batch.to(device)
+            logits = scorer.model(on_device.input_ids, on_device.lengths, on_device.windows)
+            if len(batch.rows):
+                indices = send(torch.from_numpy(batch.rows - first), device)
+                scores[indices, :-1] = logits.float()
+                scores[indices, -1] += 1
     scores = sum_over_ranks(accelerator, scores).cpu()
     counts = scores[:, -1]
     if not bool((counts == 1).all()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
+from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens, wants_8bit_optimizer
 from llmcls.recipe.schema import Recipe
 
 # GiB for the CUDA context, its libraries and the fragmentation of the allocator.
@@ -107,7 +107,7 @@ def estimate(shape: Shape, recipe: Recipe, sharding: str, ranks: int) -> Estimat
     full = model.lora_r == 0
     frozen = 0.0 if full else shape.linear * (4.127 / 8 if model.use_4bit else storage) + shape.other * storage
     trained = shape.parameters if full else model.lora_r * shape.adapted
-    eight_bit = model.use_4bit and train.optim_8bit_when_4bit and sharding == "none"
+    eight_bit = wants_8bit_optimizer(recipe, trained) and sharding == "none"
     weights, optimizer = frozen + 4 * trained, trained * (6.0 if eight_bit else 12.0)
     if sharding == "all":
         # In addition to its shard, a rank holds two whole layers: the one that computes and the one that is fetched.

@@ -109,8 +109,9 @@ class TrainSection:
     gradient_accumulation_steps: int = _key(8, "See batch_size.")
     micro_batch_tokens: int | Literal["auto"] | None = _key(
         None,
-        "Tokens per forward pass. Default: batch_size x max_length. `auto` finds the fastest value that fits "
-        "and stores it in `output_root/budgets.json`. The results do not depend on it.",
+        "Tokens per forward pass. `auto` finds the fastest value that fits and stores it in "
+        "`output_root/budgets.json`. Default: `auto` on GPUs, unless the engine shards; else batch_size x max_length. "
+        "The results do not depend on it.",
     )
     packing: bool | None = _key(
         None, "Texts in one row without padding. Default: where the model allows it; `true` insists."
@@ -136,9 +137,9 @@ class TrainSection:
     max_grad_norm: float = _key(1.0, "Gradient clipping; 0 turns it off.")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = _key("cosine", "Schedule after the warm-up.")
     warmup_ratio: float = _key(0.06, "Share of the steps with a rising learning rate.")
-    optim_8bit_when_4bit: bool = _key(True, "8-bit AdamW for a 4-bit model, where the device has a kernel.")
+    optim_8bit_when_4bit: bool = _key(True, "8-bit AdamW for a 4-bit model that trains 100 million weights or more.")
     gradient_checkpointing: bool | None = _key(
-        None, "Recompute activations in the backward pass. Default: with a 4-bit model."
+        None, "Recompute activations in the backward pass. Default: with a 4-bit model, unless they fit into the GPU."
     )
     checkpoint_layers: int | None = _key(None, "Number of layers that recompute their activations. Default: all.")
     loss: Literal["cross_entropy", "focal", "asymmetric"] = _key("cross_entropy", "Training loss.")

@@ -121,8 +121,8 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     kind = type(torch_optimizer(optimizer)).__name__
     if saved["class"] != kind:
         raise UserError(
-            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; "
-            "resume where the run was started, or set exp.overwrite=true to start again"
+            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on the "
+            "machine and with the version of llmcls that started the run, or set exp.overwrite=true to start again"
         )
     load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
     return progress

@@ -17,8 +17,8 @@ from llmcls.training.optimizer import optimizer_name
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets")
 
 
-def environment(accelerator: Accelerator, optimizer: Any) -> dict[str, Any]:
-    """Versions, engine, devices and processes."""
+def environment(accelerator: Accelerator, optimizer: Any, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Versions, engine, devices and processes, and whether activations are recomputed."""
     return {
         "llmcls": __version__,
         "python": platform.python_version(),
@@ -29,6 +29,7 @@ def environment(accelerator: Accelerator, optimizer: Any) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
         "mixed_precision": accelerator.mixed_precision,
         "optimizer": optimizer_name(optimizer),
+        "gradient_checkpointing": gradient_checkpointing,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
     }

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from torch import nn
 
 from llmcls.common.signals import Interrupted, stop_planned, stop_requested
 from llmcls.common.user_error import UserError
-from llmcls.data.batches import Step, collate, plan_epoch, steps_per_epoch
+from llmcls.data.ahead import ahead, depth_for
+from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoch
 from llmcls.engine.accelerator import any_rank, gradients_kept_local, sum_over_ranks
 from llmcls.engine.shards import check_shards
 from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split
@@ -52,41 +55,73 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
     try:
         while progress.step < setup.total_steps and not _out_of_patience(setup, progress):
             where = (setup.seed, progress.epoch, progress.step_in_epoch)
-            for step in plan_epoch(setup.train_split.lengths, setup.batches, *where, setup.row_weights):
-                interval.add(step, optimizer_step(setup, model, optimizer, scorer.pad_token_id, step, progress.step))
-                progress.step += 1
-                progress.step_in_epoch += 1
-                if not shards_checked:
-                    shards_checked = True
-                    setup.record(progress.step, "engine", check_shards(setup.accelerator, model, optimizer))
-                epoch_done = progress.step_in_epoch == per_epoch
-                if epoch_done:
-                    progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-                display.advance()
-                last = progress.step == setup.total_steps
-                every = setup.recipe.train.eval_steps
-                evaluating = (progress.step % every == 0 if every else epoch_done) or last
-                stopping = stop_planned(progress.step)
-                if not stopping and (evaluating or progress.step % interval.steps_between_signals == 0):
-                    stopping = any_rank(setup.accelerator, stop_requested())
-                if progress.step % setup.recipe.train.logging_steps == 0 or evaluating or stopping:
-                    interval.report(setup, display, per_epoch)
-                if evaluating:
-                    interval.pause()
-                    _evaluate_and_save(setup, model, optimizer, scorer, progress)
-                    interval.resume()
-                if stopping:
-                    save_last(setup.folder, setup.accelerator, model, optimizer, progress)
-                    raise Interrupted(f"stopped by a signal after step {progress.step} of {setup.total_steps}; saved")
-                if last or _out_of_patience(setup, progress):
-                    break
+            plan = plan_epoch(setup.train_split.lengths, setup.batches, *where, setup.row_weights)
+            with collated(setup, plan, scorer.pad_token_id) as steps:
+                for step, batches in steps:
+                    interval.add(step, optimizer_step(setup, model, optimizer, step, batches, progress.step))
+                    progress.step += 1
+                    progress.step_in_epoch += 1
+                    if not shards_checked:
+                        shards_checked = True
+                        setup.record(progress.step, "engine", check_shards(setup.accelerator, model, optimizer))
+                    epoch_done = progress.step_in_epoch == per_epoch
+                    if epoch_done:
+                        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+                    display.advance()
+                    last = progress.step == setup.total_steps
+                    every = setup.recipe.train.eval_steps
+                    evaluating = (progress.step % every == 0 if every else epoch_done) or last
+                    stopping = stop_planned(progress.step)
+                    if not stopping and (evaluating or progress.step % interval.steps_between_signals == 0):
+                        stopping = any_rank(setup.accelerator, stop_requested())
+                    if progress.step % setup.recipe.train.logging_steps == 0 or evaluating or stopping:
+                        interval.report(setup, display, per_epoch)
+                    if evaluating:
+                        interval.pause()
+                        _evaluate_and_save(setup, model, optimizer, scorer, progress)
+                        interval.resume()
+                    if stopping:
+                        save_last(setup.folder, setup.accelerator, model, optimizer, progress)
+                        raise Interrupted(
+                            f"stopped by a signal after step {progress.step} of {setup.total_steps}; saved"
+                        )
+                    if last or _out_of_patience(setup, progress):
+                        break
     finally:
         display.close()
     progress.finished = True
 
 
+@contextmanager
+def collated(
+    setup: TrainingSetup, plan: Iterable[Step], pad_token_id: int
+) -> Iterator[Iterator[tuple[Step, list[Batch]]]]:
+    """The steps of a plan with the micro-batches of this rank, for a GPU prepared ahead of their use.
+
+    Parameters
+    ----------
+    setup : TrainingSetup
+    plan : iterable of Step
+        From `plan_epoch`.
+    pad_token_id : int
+
+    Yields
+    ------
+    iterator of (Step, list of Batch)
+        The batches are on the host.
+    """
+    device, rank = setup.accelerator.device, setup.accelerator.process_index
+
+    def batches(step: Step) -> list[Batch]:
+        own = step.micro_batches[rank]
+        return [collate(setup.train_split, rows, pad_token_id, setup.packed).pinned(device) for rows in own]
+
+    with ahead(((step, batches(step)) for step in plan), depth_for(device), device) as steps:
+        yield steps
+
+
 def optimizer_step(
-    setup: TrainingSetup, model: nn.Module, optimizer: Any, pad_token_id: int, step: Step, number: int
+    setup: TrainingSetup, model: nn.Module, optimizer: Any, step: Step, batches: list[Batch], number: int
 ) -> torch.Tensor:
     """One optimizer step over the micro-batches of this rank.
 
@@ -98,8 +133,9 @@ def optimizer_step(
     setup : TrainingSetup
     model, optimizer
         As `llmcls.engine.accelerator.prepare` returned them.
-    pad_token_id : int
     step : Step
+    batches : list of Batch
+        This rank's micro-batches of the step, from `collated`.
     number : int
         Optimizer steps done before.
 
@@ -114,16 +150,15 @@ def optimizer_step(
     factor = learning_rate_factor(number, setup.total_steps, recipe.train.warmup_ratio, recipe.train.lr_scheduler_type)
     set_learning_rate(optimizer, recipe.train.learning_rate * factor)
     loss_sum = torch.zeros((), device=accelerator.device)
-    own = step.micro_batches[accelerator.process_index]
-    for k, rows in enumerate(own):
-        batch = collate(setup.train_split, rows, pad_token_id, setup.packed).to(accelerator.device)
+    for k, prepared in enumerate(batches):
+        batch = prepared.to(accelerator.device)
         assert batch.labels is not None, "training rows have labels"
-        with gradients_kept_local(accelerator, model, last=k == len(own) - 1):
+        with gradients_kept_local(accelerator, model, last=k == len(batches) - 1):
             losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
             # A rank without rows for this pass runs it with weight zero, so that the ranks stay in step.
-            weight = accelerator.num_processes / step.rows if len(rows) else 0.0
+            weight = accelerator.num_processes / step.rows if len(batch.rows) else 0.0
             accelerator.backward(losses.sum() * weight)
-        if len(rows):
+        if len(batch.rows):
             loss_sum += losses.detach().sum()
     if recipe.train.max_grad_norm > 0:
         accelerator.clip_grad_norm_(model.parameters(), recipe.train.max_grad_norm)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from llmcls.engine.shards import torch_optimizer
+from llmcls.recipe.defaults import wants_8bit_optimizer
 from llmcls.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build AdamW over the trained parameters.
 
-    For a 4-bit model, 8-bit AdamW is used if the recipe allows it and the device supports it.
+    For a 4-bit model that trains many weights, 8-bit AdamW is used if the recipe allows it and the device supports it.
+    Otherwise it is the fused AdamW of torch, which updates many small tensors, such as those of an adapter, at once.
 
     Parameters
     ----------
@@ -40,7 +42,8 @@ def build_optimizer(
     """
     groups = parameter_groups(model, recipe)
     rate = recipe.train.learning_rate
-    if recipe.model.use_4bit and recipe.train.optim_8bit_when_4bit:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if wants_8bit_optimizer(recipe, trained):
         reason = "the engine shards the optimizer state" if sharded else _why_no_8bit(device)
         if reason is None:
             return importlib.import_module("bitsandbytes.optim").AdamW8bit(groups, lr=rate)

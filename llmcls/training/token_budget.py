@@ -1,4 +1,4 @@
-"""The token budget: how many tokens a micro-batch may hold, measured for ``train.micro_batch_tokens: auto``.
+"""The token budget: how many tokens a micro-batch may hold, measured on a GPU or if the recipe says ``auto``.
 
 Larger micro-batches use the device better and dequantize a 4-bit model less often, up to the limit of its memory. The
 results do not depend on the budget, so it is measured once per kind of device and stored in the output root.
@@ -20,14 +20,15 @@ from torch import nn
 from llmcls.common.files import read_json, write_json
 from llmcls.engine.accelerator import shards_state, unwrapped
 from llmcls.engine.agreement import from_main
-from llmcls.recipe.defaults import micro_batch_tokens
+from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
 
-# Share of the GPU memory that a trial may use. The rest is for the optimizer state, which is created at the first step,
-# and for fragmentation.
+# Share of the GPU memory that a trial and the optimizer state may use. The rest is for fragmentation.
 MEMORY_SHARE = 0.8
+# Bytes of the moments of a trained weight. The optimizer creates them at its first step, after the trials.
+MOMENT_BYTES = 8
 # A larger budget is preferred only if it is faster by this factor.
 MIN_SPEEDUP = 1.03
 MAX_TOKENS = 1 << 17
@@ -36,8 +37,8 @@ MAX_TOKENS = 1 << 17
 def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> int:
     """The token budget of a recipe. Collective.
 
-    For ``auto``, the budget is read from ``output_root/budgets.json``, or measured and written to this file. Engines
-    that shard the model use ``batch_size`` x ``max_length``.
+    For ``auto``, and on GPUs by default, the budget is read from ``output_root/budgets.json``, or measured and written
+    to this file. Engines that shard the model, and CPUs by default, use ``batch_size`` x ``max_length``.
 
     Parameters
     ----------
@@ -51,11 +52,11 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
     int
         Tokens of a micro-batch.
     """
-    wanted = recipe.train.micro_batch_tokens
-    if wanted != "auto":
-        return micro_batch_tokens(recipe)
-    if shards_state(accelerator):
+    wanted, sharded = recipe.train.micro_batch_tokens, shards_state(accelerator)
+    if wanted == "auto" and sharded:
         log.info("train.micro_batch_tokens: auto is not supported with sharded engines; using batch_size x max_length")
+    measured = wanted == "auto" or (wanted is None and accelerator.device.type == "cuda")
+    if sharded or not measured:
         return micro_batch_tokens(recipe)
     file = Path(recipe.exp.output_root) / "budgets.json"
     key = _key(recipe, accelerator)
@@ -68,7 +69,7 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
         known[key] = budget
         if accelerator.is_main_process:
             write_json(file, known)
-    log.info("micro-batches hold up to %d tokens (train.micro_batch_tokens: auto, %s)", known[key], file)
+    log.info("micro-batches hold up to %d tokens (train.micro_batch_tokens, measured: %s)", known[key], file)
     return int(known[key])
 
 
@@ -93,6 +94,11 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
     device, length = accelerator.device, recipe.data.max_length
     rng_state, training = torch.get_rng_state(), model.training
     model.train()
+    moments = MOMENT_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if device.type == "cuda":
+        # Loading and quantizing may have needed more than training does.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     best, best_rate = length, 0.0
     try:
         tokens = length
@@ -101,7 +107,7 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
                 rate = _tokens_per_second(model, accelerator, tokens // length, length)
             except torch.OutOfMemoryError:
                 break
-            if _nearly_full(device):
+            if _nearly_full(device, moments):
                 break
             if rate > MIN_SPEEDUP * best_rate:
                 best, best_rate = tokens, rate
@@ -135,11 +141,12 @@ def _tokens_per_second(model: nn.Module, accelerator: Accelerator, texts: int, l
     return texts * length / (time.perf_counter() - start)
 
 
-def _nearly_full(device: torch.device) -> bool:
-    """Whether the peak of the GPU memory is above `MEMORY_SHARE`."""
+def _nearly_full(device: torch.device, moments: int) -> bool:
+    """Whether the peak of the GPU memory, with so many bytes for the optimizer, is above `MEMORY_SHARE`."""
     if device.type != "cuda":
         return False
-    return torch.cuda.max_memory_reserved() > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.max_memory_reserved(device) + moments > MEMORY_SHARE * total
 
 
 def _synchronize(device: torch.device) -> None:
@@ -156,7 +163,7 @@ def _key(recipe: Recipe, accelerator: Accelerator) -> str:
     model, train = recipe.model, recipe.train
     parts = [
         model.model_name, model.use_4bit, model.torch_dtype, model.lora_r, model.lora_target_modules,
-        train.gradient_checkpointing, train.checkpoint_layers, train.packing, recipe.data.max_length,
+        checkpoints_activations(recipe), train.checkpoint_layers, train.packing, recipe.data.max_length,
         accelerator.mixed_precision,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

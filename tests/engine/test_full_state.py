@@ -17,6 +17,7 @@ from llmcls.engine.full_state import (
     trained_parameters,
     trained_weights,
 )
+from llmcls.recipe import defaults
 from llmcls.recipe.load import load_recipe
 from llmcls.training.optimizer import build_optimizer
 from tests.helpers import fresh_accelerator
@@ -39,7 +40,8 @@ def step(model: Any, optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], ["use_4bit=true"], ["lora_r=0"]], ids=["adapter", "8-bit AdamW", "whole"])
-def test_restored_training_takes_the_same_next_step(write_recipe, overrides: list[str]) -> None:
+def test_restored_training_takes_the_same_next_step(write_recipe, overrides: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(defaults, "EIGHT_BIT_FROM", 0)
     path = write_recipe(model__lora_target_modules=["all-linear"])
     accelerator, model, optimizer = start(path, *overrides)
     for _ in range(2):

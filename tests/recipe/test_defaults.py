@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from llmcls.recipe.defaults import checkpoints_activations, eval_batch_tokens, micro_batch_tokens
+from llmcls.recipe.defaults import (
+    EIGHT_BIT_FROM,
+    checkpoints_activations,
+    eval_batch_tokens,
+    micro_batch_tokens,
+    wants_8bit_optimizer,
+)
 from llmcls.recipe.load import load_recipe
 
 
@@ -30,3 +36,18 @@ def test_an_evaluation_pass_holds_four_times_as_much_or_what_is_given(write_reci
 )
 def test_activations_are_recomputed_for_4_bit_models_or_as_the_recipe_says(write_recipe, overrides, expected) -> None:
     assert checkpoints_activations(load_recipe(write_recipe(), overrides)) is expected
+
+
+@pytest.mark.parametrize(
+    "overrides, trained, expected",
+    [
+        (["use_4bit=true"], EIGHT_BIT_FROM, True),
+        (["use_4bit=true"], EIGHT_BIT_FROM - 1, False),
+        (["use_4bit=true", "optim_8bit_when_4bit=false"], EIGHT_BIT_FROM, False),
+        ([], EIGHT_BIT_FROM, False),
+    ],
+)
+def test_eight_bit_adamw_is_for_4_bit_models_that_train_many_weights(
+    write_recipe, overrides, trained, expected
+) -> None:
+    assert wants_8bit_optimizer(load_recipe(write_recipe(), overrides), trained) is expected

@@ -156,3 +156,14 @@ def test_a_breach_is_found(tmp_path: Path, file: str, line: str, sentence: str) 
     with (package / file).open("a", encoding="utf-8") as out:
         out.write(f"\n{line}\n")
     assert [found for found in violations(package) if sentence in found]
+
+
+def test_every_module_has_its_test() -> None:
+    modules_ = [path.relative_to(ROOT / "llmcls") for path in (ROOT / "llmcls").rglob("*.py")]
+    missing = [
+        module.as_posix()
+        for module in modules_
+        if module.name not in ("__init__.py", "__main__.py")
+        and not (ROOT / "tests" / module.parent / f"test_{module.name}").is_file()
+    ]
+    assert missing == []

@@ -7,7 +7,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.compare import main
-from tests.test_train import train
+from tests.helpers import train
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

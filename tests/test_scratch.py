@@ -6,7 +6,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.scratch import main
-from tests.test_train import train
+from tests.helpers import train
 
 
 def test_a_model_made_for_the_recipe_trains_whole(write_recipe, tmp_path: Path) -> None:

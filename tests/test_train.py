@@ -7,32 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
-from llmcls.train import main
-from tests.helpers import ROOT, TOPICS, read_rows
-
-
-def train(recipe: Path, *overrides: str) -> Path:
-    """Train in this process; returns the experiment's folder."""
-    from accelerate.state import AcceleratorState
-
-    from llmcls.recipe.load import load_recipe
-    from llmcls.results.run_folder import ExperimentFolder
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    main([str(recipe), *overrides])
-    return ExperimentFolder.of(load_recipe(recipe, list(overrides))).path
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    del found["training"]
-    return found
+from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, train
 
 
 def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Path) -> None:
@@ -47,7 +27,7 @@ def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Pat
         ):  # fmt: skip
             assert (run / name).stat().st_size > 0, name
         assert list((run / "logs").glob("events.*"))
-        assert metrics(run)["seed"] == seed
+        assert metrics_of(run)["seed"] == seed
         rows = read_rows(products / "test.csv")
         lines = [json.loads(line) for line in (run / "predictions_test.jsonl").open(encoding="utf-8")]
         assert [line["id"] for line in lines] == [row["uid"] for row in rows]
@@ -63,39 +43,11 @@ def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Pat
 
 def test_the_same_seed_twice_is_identical_and_another_seed_differs(write_recipe) -> None:
     recipe = write_recipe()
-    first = metrics(train(recipe, "exp.run_name=a") / "run_0")
-    again = metrics(train(recipe, "exp.run_name=b") / "run_0")
-    other = metrics(train(recipe, "exp.run_name=c", "exp.seeds=[2]") / "run_0")
+    first = metrics_of(train(recipe, "exp.run_name=a") / "run_0")
+    again = metrics_of(train(recipe, "exp.run_name=b") / "run_0")
+    other = metrics_of(train(recipe, "exp.run_name=c", "exp.seeds=[2]") / "run_0")
     assert first == again
     assert first["test"]["loss"] != other["test"]["loss"]
-
-
-@pytest.mark.parametrize("accumulation", [1, 8])
-def test_the_logged_loss_is_on_the_scale_of_the_evaluation_loss(write_recipe, accumulation: int) -> None:
-    # With a learning rate of next to nothing both are the loss of the untrained model.
-    recipe = write_recipe(
-        train__batch_size=4, train__gradient_accumulation_steps=accumulation, train__learning_rate=1e-9,
-        train__num_train_epochs=1, model__lora_dropout=0.0,
-    )  # fmt: skip
-    root = train(recipe, "train_metrics_rows=1000")
-    found = json.loads((root / "run_0" / "metrics.json").read_text(encoding="utf-8"))
-    assert found["training"]["loss"] == pytest.approx(found["train"]["loss"], rel=1e-4)
-
-
-def test_the_best_model_is_kept_and_training_stops_early(write_recipe) -> None:
-    recipe = write_recipe(
-        train__num_train_epochs=30, train__learning_rate=3e-2, train__early_stopping_patience=1,
-        train__metric_for_best_model="loss", train__save_total_limit=2,
-    )  # fmt: skip
-    run = train(recipe) / "run_0"
-    history = json.loads((run / "checkpoints/last/progress.json").read_text(encoding="utf-8"))["history"]
-    losses = [h["validation"]["loss"] for h in history]
-    found = metrics(run)
-    assert len(losses) < 30
-    assert losses[-1] >= min(losses)
-    assert found["validation"]["loss"] == pytest.approx(min(losses), rel=1e-6)
-    assert found["best_step"] == history[losses.index(min(losses))]["step"]
-    assert (run / "checkpoints/best_2").exists() == (losses.index(min(losses)) > 0)
 
 
 def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write_recipe) -> None:
@@ -142,7 +94,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path)
     done = subprocess.run([*command, "exp.run_name=cut"], env=environment, cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"resuming after step" in done.stderr
-    assert metrics(root / "cut" / "run_0") == metrics(root / "whole" / "run_0")
+    assert metrics_of(root / "cut" / "run_0") == metrics_of(root / "whole" / "run_0")
 
     def curve(name: str) -> list[tuple[int, str, float]]:
         lines = [json.loads(line) for line in (root / name / "run_0" / "metrics.jsonl").open(encoding="utf-8")]
@@ -158,11 +110,6 @@ def test_a_run_that_evaluates_nothing_ends_well(write_recipe) -> None:
     assert "No split was evaluated" in (root / "run_0" / "report.html").read_text(encoding="utf-8")
     assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["seeds"] == [1]
     assert (root / "run_0" / "model" / "adapter_model.safetensors").exists()
-
-
-def test_wandb_offline_gets_the_numbers(write_recipe) -> None:
-    root = train(write_recipe(train__num_train_epochs=1, train__report_to=["wandb"]))
-    assert list((root / "run_0" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "binary_classification"])
@@ -182,6 +129,6 @@ def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
         model__problem_type=kind, train__num_train_epochs=8, train__learning_rate=5e-3, model__lora_dropout=0.0,
         train__metric_for_best_model="accuracy",
     )  # fmt: skip
-    found = metrics(train(recipe) / "run_0")
+    found = metrics_of(train(recipe) / "run_0")
     assert found["labels"] == sorted(names)
     assert found["test"]["accuracy"] == 1.0

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from llmcls.common.user_error import UserError
-from tests.helpers import write_csv
-from tests.test_predict import predict
-from tests.test_train import train
+from tests.helpers import predict, train, write_csv
 
 SUBJECTS = {"books": "novel", "music": "album", "garden": "rake"}
+
+
 FILLER = ["delivery", "takes", "three", "days", "returns", "free", "within", "a", "month", "we", "answer", "messages"]
 
 
@@ -134,23 +134,6 @@ def test_full_fine_tuning_keeps_its_pooling(learn, tmp_path: Path, pooling: str)
     predict("--run", run, "--input", tmp_path / "set.csv", "--output", tmp_path / "out.jsonl")
     again = json.loads((tmp_path / "out.metrics.json").read_text(encoding="utf-8"))
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
-
-
-def test_an_ensemble_is_the_mean_of_its_seeds(learn, write_recipe, tmp_path: Path) -> None:
-    _, run = learn(exp__seeds=[1, 2, 3], train__max_steps=20)
-    runs = [run.parent / f"run_{i}" for i in range(3)]
-    source = tmp_path / "set.csv"
-    predict("--run", *runs, "--input", source, "--output", tmp_path / "runs.jsonl")
-    predict("--recipe", tmp_path / "recipe.yaml", "--ensemble", "--input", source, "--output", tmp_path / "all.jsonl")
-    assert (tmp_path / "runs.jsonl").read_bytes() == (tmp_path / "all.jsonl").read_bytes()
-    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").open(encoding="utf-8")]
-    each = [[json.loads(line) for line in (r / "predictions_test.jsonl").open(encoding="utf-8")] for r in runs]
-    assert len(lines) == 48
-    for row, members in zip(lines, zip(*each, strict=True), strict=True):
-        for name, value in row["probabilities"].items():
-            assert value == pytest.approx(sum(m["probabilities"][name] for m in members) / 3, abs=1e-6)
-    assert not list(tmp_path.glob("*.members"))
-    assert "f1_micro" in json.loads((tmp_path / "all.metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

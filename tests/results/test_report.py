@@ -12,18 +12,13 @@ from llmcls.results.report import format_number, render_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from tests.conftest import Experiment
 from tests.helpers import read_json
-from tests.results.helpers import random_case, write_run
+from tests.results.helpers import random_case, without_pictures, write_run
 
 
 @pytest.fixture
 def run(write_recipe) -> RunFolder:
     recipe = load_recipe(write_recipe(data__label_columns=["a<b", "c"]))
     return write_run(ExperimentFolder.of(recipe).run(0), recipe, {"validation": random_case(0), "test": random_case(1)})
-
-
-def without_pictures(page: str) -> str:
-    """A report without its curves, whose ids are random."""
-    return re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
 
 
 def test_a_report_needs_no_other_file(run: RunFolder) -> None:

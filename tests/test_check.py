@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmcls.check import main
+from llmcls.common.user_error import UserError
+
+
+def test_it_says_what_training_will_do_and_writes_nothing(write_recipe, log_lines: list[str], tmp_path: Path) -> None:
+    main([str(write_recipe()), "batch_size=10", "gradient_accumulation_steps=2"])
+    said = "\n".join(log_lines)
+    assert "labels: 10 (multi_label_classification)" in said
+    assert "steps: 8 per epoch of 20 texts on one process, at most 2 epochs, 1 seed(s)" in said
+    assert f"results: {tmp_path / 'outputs' / 'tiny-llama' / 'products'}" in said
+    assert log_lines[-1] == "ok"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_of_another_recipe_in_the_folder_is_found_before_training(trained) -> None:
+    with pytest.raises(UserError, match=r"train\.learning_rate was 0\.002, is now 0\.1"):
+        main([str(trained.recipe), "learning_rate=0.1"])
+
+
+def test_an_error_in_the_data_is_found_before_training(write_recipe) -> None:
+    with pytest.raises(UserError, match="has no column 'headline'"):
+        main([str(write_recipe(data__text_fields=["headline"]))])

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from llmcls.common.user_error import UserError
+from llmcls.report import main
+from tests.results.helpers import without_pictures
+
+
+def test_an_experiment_gets_the_reports_of_its_runs_and_a_summary(trained, capsys) -> None:
+    files = [run / "report.html" for run in trained.runs] + [trained.folder / "summary.md"]
+    before = [without_pictures(path.read_text(encoding="utf-8")) for path in files]
+    for path in files:
+        path.unlink()
+    main([str(trained.folder)])
+    assert [without_pictures(path.read_text(encoding="utf-8")) for path in files] == before
+    out = capsys.readouterr().out
+    assert out.count("report: ") == 2
+    assert out.count("summary: ") == 1
+
+
+def test_a_run_gets_its_report_only(trained, capsys) -> None:
+    (trained.folder / "summary.md").unlink()
+    main([str(trained.runs[1])])
+    assert capsys.readouterr().out == f"report: {trained.runs[1] / 'report.html'}\n"
+    assert not (trained.folder / "summary.md").exists()
+
+
+def test_a_folder_without_runs_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="is neither a finished run folder nor a folder of runs"):
+        main([str(tmp_path)])

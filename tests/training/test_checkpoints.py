@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from llmcls.common.files import write_json
+from llmcls.common.signals import STOP_AFTER
+from llmcls.common.user_error import UserError
+from llmcls.recipe import defaults
+from llmcls.results.run_folder import RunFolder
+from llmcls.train import main
+from llmcls.training.checkpoints import WEIGHTS, Progress, load_best, load_last, read_progress, save_best, save_last
+from tests.helpers import metrics_of, train
+from tests.model.helpers import TEXTS, build, lengths_of, packed_row
+
+
+def test_a_run_that_was_started_with_the_8_bit_optimizer_is_refused_in_a_sentence(write_recipe, monkeypatch) -> None:
+    path = write_recipe(train__max_steps=4, model__use_4bit=True)
+    monkeypatch.setenv(STOP_AFTER, "2")
+    monkeypatch.setattr(defaults, "EIGHT_BIT_FROM", 0)
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"saved with the optimizer AdamW8bit, .* use AdamW; "):
+        main([str(path)])
+
+
+def test_the_best_model_is_kept_and_training_stops_early(write_recipe) -> None:
+    recipe = write_recipe(
+        train__num_train_epochs=30, train__learning_rate=3e-2, train__early_stopping_patience=1,
+        train__metric_for_best_model="loss", train__save_total_limit=2,
+    )  # fmt: skip
+    run = train(recipe) / "run_0"
+    history = json.loads((run / "checkpoints/last/progress.json").read_text(encoding="utf-8"))["history"]
+    losses = [h["validation"]["loss"] for h in history]
+    found = metrics_of(run)
+    assert len(losses) < 30
+    assert losses[-1] >= min(losses)
+    assert found["validation"]["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert found["best_step"] == history[losses.index(min(losses))]["step"]
+    assert (run / "checkpoints/best_2").exists() == (losses.index(min(losses)) > 0)
+
+
+def head_of(model: torch.nn.Module) -> torch.Tensor:
+    """The trained weight of the classification head."""
+    return next(p for n, p in model.named_parameters() if p.requires_grad and "score" in n)
+
+
+def test_earlier_best_models_are_kept_in_order(write_recipe, tmp_path: Path) -> None:
+    run, accelerator, model = RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe())
+    for step in (1, 2, 3, 4):
+        torch.nn.init.constant_(head_of(model), step)
+        save_best(run, accelerator, model, keep=3, step=step)
+    saved = [load_file(run.best_checkpoint(rank) / WEIGHTS) for rank in (1, 2, 3)]
+    assert [next(w for n, w in s.items() if "score" in n)[0, 0].item() for s in saved] == [4.0, 3.0, 2.0]
+    assert not run.best_checkpoint(4).exists()
+    torch.nn.init.zeros_(head_of(model))
+    load_best(run, accelerator, model)
+    assert float(head_of(model)[0, 0].detach()) == 4.0
+
+
+def test_a_run_without_a_best_model_says_so(write_recipe, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no best checkpoint was written"):
+        load_best(RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe()))
+
+
+def test_a_checkpoint_restores_weights_optimizer_and_progress(write_recipe, tmp_path: Path) -> None:
+    run, accelerator, recipe = RunFolder(tmp_path), Accelerator(cpu=True), write_recipe(model__lora_dropout=0.0)
+
+    def step(model: Any, optimizer: Any) -> None:
+        model(packed_row(TEXTS), lengths_of(TEXTS)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def new() -> tuple[Any, Any]:
+        model = build(recipe)
+        return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    model, optimizer = new()
+    assert load_last(run, accelerator, model, optimizer) is None
+    step(model, optimizer)
+    save_last(run, accelerator, model, optimizer, Progress(seed=7, global_batch_size=16, step=1, tokens=99))
+    other, again = new()
+    assert not torch.equal(head_of(model), head_of(other))
+    progress = load_last(run, accelerator, other, again)
+    assert progress == Progress(seed=7, global_batch_size=16, step=1, tokens=99)
+    step(model, optimizer)
+    step(other, again)
+    assert torch.equal(head_of(model), head_of(other))
+
+
+def test_a_checkpoint_of_another_version_is_one_sentence(tmp_path: Path) -> None:
+    write_json(tmp_path / "progress.json", {"seed": 1, "global_batch_size": 2, "speed_of_light": 3})
+    with pytest.raises(UserError, match="was written by another version of llmcls; resume with that version"):
+        read_progress(tmp_path)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmcls.common.user_error import UserError
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import RunFolder
+from llmcls.training.tracking import RunLog, StepDisplay
+from tests.helpers import read_lines, train
+
+
+def test_wandb_offline_gets_the_numbers(write_recipe) -> None:
+    root = train(write_recipe(train__num_train_epochs=1, train__report_to=["wandb"]))
+    assert list((root / "run_0" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(write_recipe, tmp_path: Path) -> None:
+    run, recipe = RunFolder(tmp_path), load_recipe(write_recipe())
+    first = RunLog(run, recipe)
+    for step in (1, 2, 3):
+        first.write(step, "train", {"loss": 1 / step})
+    first.close()
+    with run.metrics_log.open("a") as file:
+        # A killed process leaves half a line.
+        file.write('{"step": 4, "spl')
+    second = RunLog(run, recipe, resumed_step=2)
+    second.write(3, "train", {"loss": 9.0})
+    second.close()
+    assert [(line["step"], line["loss"]) for line in read_lines(run.metrics_log)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_the_log_of_the_run_has_its_messages_and_ends_with_it(write_recipe, tmp_path: Path) -> None:
+    run, root = RunFolder(tmp_path), logging.getLogger("llmcls")
+    before = list(root.handlers)
+    root.setLevel(logging.INFO)
+    log = RunLog(run, load_recipe(write_recipe()))
+    logging.getLogger("llmcls.training").info("inside")
+    log.close()
+    logging.getLogger("llmcls.training").info("outside")
+    assert root.handlers == before
+    text = run.log.read_text(encoding="utf-8")
+    assert "inside" in text
+    assert "outside" not in text
+
+
+def test_tensorboard_gets_nested_numbers_by_name(write_recipe, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder(tmp_path)
+    log = RunLog(run, load_recipe(write_recipe(train__report_to=["tensorboard"])))
+    log.write(5, "test", {"per_class": {"books": {"f1": 0.25}}, "note": "text", "bad": float("nan")})
+    log.close()
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert events.Tags()["scalars"] == ["test/per_class/books/f1"]
+    assert [(e.step, e.value) for e in events.Scalars("test/per_class/books/f1")] == [(5, 0.25)]
+
+
+def test_wandb_that_is_not_installed_is_one_sentence(write_recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"train\.report_to names wandb, which is not installed; run `pip install"):
+        RunLog(RunFolder(tmp_path), load_recipe(write_recipe(train__report_to=["wandb"])))
+
+
+def test_without_a_terminal_progress_is_log_lines(log_lines: list[str]) -> None:
+    display = StepDisplay(total_steps=10, done=0, shown=True)
+    display.advance()
+    values = {"loss": 0.5, "samples_per_second": 3.0, "tokens_per_second": 99.6, "epoch": 0.1, "learning_rate": 1e-3}
+    display.report(1, values, 61.0)
+    display.close()
+    assert log_lines == ["step 1/10  epoch 0.10  loss 0.5000  3.0 samples/s  100 tokens/s  lr 1.00e-03  1:01 left"]

@@ -26,7 +26,9 @@ def test_the_command_writes_and_prints_what_it_found(
     assert found["mistakes"][0]["text"]
 
 
-def test_a_run_without_predictions_is_named(write_recipe) -> None:
-    run = train(write_recipe(train__num_train_epochs=1, data__val_csv=None, data__test_csv=None)) / "run_0"
+def test_a_run_without_predictions_is_named(trained) -> None:
+    run = trained.runs[0]
+    for path in run.glob("predictions_*.jsonl"):
+        path.unlink()
     with pytest.raises(UserError, match="has no predictions of validation or test"):
         main(["--run", str(run)])

@@ -48,12 +48,11 @@ def test_the_recipes_best_run_on_validation_is_taken(write_recipe, products: Pat
     assert_same_predictions(tmp_path / "p.jsonl", best)
 
 
-def test_the_run_folder_can_be_moved_and_needs_only_the_base_model(write_recipe, products, tmp_path) -> None:
-    run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
+def test_the_run_folder_can_be_moved_and_needs_only_the_base_model(trained, products, tmp_path) -> None:
     moved = tmp_path / "elsewhere" / "my run"
     moved.parent.mkdir()
-    run.rename(moved)
-    (tmp_path / "recipe.yaml").unlink()
+    trained.runs[0].rename(moved)
+    trained.recipe.unlink()
     predict("--run", moved, "--input", products / "test.csv", "--output", tmp_path / "p.jsonl")
     assert_same_predictions(tmp_path / "p.jsonl", moved / "predictions_test.jsonl")
 

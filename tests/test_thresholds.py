@@ -8,7 +8,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.thresholds import main
-from tests.helpers import train
+from tests.helpers import TOPICS, read_rows, train, write_csv
 
 
 def files(run: Path) -> tuple[dict, dict, str]:
@@ -16,8 +16,8 @@ def files(run: Path) -> tuple[dict, dict, str]:
     return read[0], read[1], (run / "predictions_test.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_run_is_retuned_without_training_and_back(write_recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
+def test_a_run_is_retuned_without_training_and_back(trained, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained.runs[0]
     tuned, metrics, lines = files(run)
     assert tuned["rule"] == "per_class"
     main(["--run", str(run), "--rule", "fixed", "--value", "0.3", "--at-least-one"])
@@ -36,8 +36,6 @@ def test_a_run_is_retuned_without_training_and_back(write_recipe, capsys: pytest
 
 
 def test_test_labels_have_no_say_in_the_thresholds(write_recipe, recipe_values, products: Path, tmp_path: Path) -> None:
-    from tests.helpers import TOPICS, read_rows, write_csv
-
     rows = read_rows(products / "test.csv")
     order = np.random.default_rng(0).permutation(len(rows))
     shuffled = [row | {t: rows[j][t] for t in TOPICS} for row, j in zip(rows, order, strict=True)]

@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.helpers import TOPICS, predict, read_lines, read_rows, train, write_csv
+from tests.helpers import TOPICS, predict, read_lines, read_rows, write_csv
 
 
-def test_input_needs_no_labels_and_keeps_its_order(write_recipe, products: Path, tmp_path: Path) -> None:
-    run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
+def test_input_needs_no_labels_and_keeps_its_order(trained, products: Path, tmp_path: Path) -> None:
+    run = trained.runs[0]
     rows = [{k: row[k] for k in ("description", "uid", "title")} for row in read_rows(products / "test.csv")][::-1]
     write_csv(tmp_path / "unlabelled.csv", rows)
     predict("--run", run, "--input", tmp_path / "unlabelled.csv", "--output", tmp_path / "p.jsonl")

@@ -12,13 +12,13 @@ from llmcls.evaluation import scoring
 from llmcls.prediction import resumable_predictions
 from llmcls.prediction.resumable_predictions import ResumablePredictions
 from llmcls.results.predictions import Predictions
-from tests.helpers import predict, train
+from tests.helpers import predict
 
 
-def test_an_interrupted_prediction_goes_on_where_it_stopped(
-    write_recipe, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_prediction_resumes_where_it_stopped(
+    trained, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(write_recipe(train__num_train_epochs=1)) / "run_0"
+    run = trained.runs[0]
     for module in (scoring, resumable_predictions):
         monkeypatch.setattr(module, "CHUNK_ROWS", 16)
     test, output = products / "test.csv", tmp_path / "p.jsonl"

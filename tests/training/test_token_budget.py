@@ -64,6 +64,8 @@ def test_it_stops_when_more_does_not_pay(write_recipe, speeds) -> None:
 
 
 def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, monkeypatch) -> None:
+    # A CPU would try large micro-batches for half a minute.
+    monkeypatch.setattr(token_budget, "MAX_TOKENS", 1024)
     recipe = write_recipe(train__num_train_epochs=1, model__lora_dropout=0.0)
     main([str(recipe), "exp.run_name=given"])
     main([str(recipe), "exp.run_name=auto", "micro_batch_tokens=auto"])

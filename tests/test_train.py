@@ -74,7 +74,7 @@ def test_a_secret_is_written_nowhere(write_recipe, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_run_stopped_by_a_signal_goes_on_exactly(write_recipe, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_signal_resumes_exactly(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe(train__num_train_epochs=12, train__logging_steps=1, train__lr_scheduler_type="cosine")
     command = [sys.executable, "-m", "llmcls.train", str(recipe)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

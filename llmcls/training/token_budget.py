@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 # Share of the GPU memory that a trial and the optimizer state may use. The rest is for fragmentation.
 MEMORY_SHARE = 0.8
-# Bytes of the moments of a trained weight. The optimizer creates them at its first step, after the trials.
-MOMENT_BYTES = 8
+# Bytes of optimizer state per trained weight. The optimizer creates them at its first step, after the trials.
+STATE_BYTES = 8
 # A larger budget is preferred only if it is faster by this factor.
 MIN_SPEEDUP = 1.03
 MAX_TOKENS = 1 << 17
@@ -94,7 +94,7 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
     device, length = accelerator.device, recipe.data.max_length
     rng_state, training = torch.get_rng_state(), model.training
     model.train()
-    moments = MOMENT_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state_bytes = STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
     if device.type == "cuda":
         # Loading and quantizing may have needed more than training does.
         torch.cuda.empty_cache()
@@ -107,7 +107,7 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
                 rate = _tokens_per_second(model, accelerator, tokens // length, length)
             except torch.OutOfMemoryError:
                 break
-            if _nearly_full(device, moments):
+            if _nearly_full(device, state_bytes):
                 break
             if rate > MIN_SPEEDUP * best_rate:
                 best, best_rate = tokens, rate
@@ -141,12 +141,12 @@ def _tokens_per_second(model: nn.Module, accelerator: Accelerator, texts: int, l
     return texts * length / (time.perf_counter() - start)
 
 
-def _nearly_full(device: torch.device, moments: int) -> bool:
+def _nearly_full(device: torch.device, state_bytes: int) -> bool:
     """Whether the peak of the GPU memory, with so many bytes for the optimizer, is above `MEMORY_SHARE`."""
     if device.type != "cuda":
         return False
     total = torch.cuda.get_device_properties(device).total_memory
-    return torch.cuda.max_memory_reserved(device) + moments > MEMORY_SHARE * total
+    return torch.cuda.max_memory_reserved(device) + state_bytes > MEMORY_SHARE * total
 
 
 def _synchronize(device: torch.device) -> None:

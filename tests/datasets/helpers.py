@@ -33,7 +33,7 @@ def amazon_rows(count: int, start: int) -> dict[str, list[Any]]:
 def amazon(name: str, config: str | None, split: str | None) -> datasets.Dataset:
     assert name == "pietrolesci/amazoncat-13k"
     if config == "labels":
-        # The hub's table of names; the number of a label is its row. Names stand in the order of their numbers.
+        # The hub's table of names; the number of a label is its row. Names are in the order of their numbers.
         names = [""] * 11
         for rank, label in enumerate(AMAZON):
             names[(rank * 3) % 11] = label

@@ -39,7 +39,7 @@ CUT = 13
 
 @dataclass
 class Trained:
-    """Folders of what one engine trained on two processes: whole, cut short, and gone on with from one process."""
+    """Folders of what one engine trained on two processes: whole, cut short, and resumed from one process."""
 
     whole: Path
     half: Path
@@ -207,7 +207,7 @@ def test_one_plain_process_predicts_what_the_engine_evaluated(trained, products:
         assert plain[row] == pytest.approx(engine[row], abs=1e-5)
 
 
-def test_a_checkpoint_of_two_processes_goes_on_with_one(trained, recipe: Path) -> None:
+def test_a_checkpoint_of_two_processes_resumes_with_one(trained, recipe: Path) -> None:
     name, runs = trained
     assert not (runs.half / "metrics.json").exists()
     train_here(recipe, f"exp.run_name={name}-half", *ENGINES[name][1])
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one(trained, recipe: Path) -
     assert json.loads((runs.half / "environment.json").read_text())["processes"] == 1
 
 
-def test_a_checkpoint_of_one_process_goes_on_with_two(trained, alone) -> None:
+def test_a_checkpoint_of_one_process_resumes_with_two(trained, alone) -> None:
     name, runs = trained
     assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])[0]), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2

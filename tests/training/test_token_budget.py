@@ -105,7 +105,7 @@ def test_on_a_gpu_it_is_measured_by_default(write_recipe, monkeypatch, device, s
 def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 700)
-    full = [token_budget._nearly_full(torch.device("cuda"), moments) for moments in (0, 100, 101)]
+    full = [token_budget._nearly_full(torch.device("cuda"), state) for state in (0, 100, 101)]
     assert full == [False, False, True]
 
 

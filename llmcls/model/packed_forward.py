@@ -255,8 +255,9 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
     lengths, kind = [5, 2, 9], type(network).__name__
     tokens = torch.arange(sum(lengths)) % network.config.get_text_config().vocab_size
     packed: PackedForward | None = None
-    # The random weights of the trial must not change those of the head.
+    # The random weights of the trial must not change those of the head, nor depend on the seed of the run.
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         try:
             with torch.device("cpu"):
                 trial = type(network)(shrink(network.config)).float().eval()

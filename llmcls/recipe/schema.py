@@ -178,7 +178,7 @@ class ExpSection:
     output_root: str = _key("outputs", "Root of all results.")
     seeds: list[int] = _key([1], "Seeds, trained one after the other.")
     run_name: str | None = _key(None, "One more folder level, to keep variants apart.")
-    overwrite: bool = _key(False, "Replace runs of another recipe.")
+    overwrite: bool = _key(False, "Replace runs of another recipe. A run of the same recipe resumes, or is kept.")
     baselines: bool | None = _key(
         None, "Train a majority and a TF-IDF baseline on the same splits. Default: where it is quick."
     )

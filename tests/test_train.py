@@ -63,14 +63,30 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
 
 
-def test_a_secret_is_written_nowhere(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_environment_secret")
-    root = train(write_recipe(train__num_train_epochs=1, model__hf_token="hf_recipe_secret"))
-    for path in root.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert b"hf_recipe_secret" not in content, path
-            assert b"hf_environment_secret" not in content, path
+def test_a_secret_is_written_nowhere(write_recipe, tmp_path: Path, monkeypatch, capfd) -> None:
+    # By recipe, command line, environment and hub cache, with every tracker, in a repository whose changes wandb reads.
+    recipe = write_recipe(train__max_steps=2, train__report_to=["tensorboard", "wandb"], model__hf_token="hf_public")
+    commit = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "recipe"]
+    for command in (["init", "-q"], ["add", "recipe.yaml"], commit):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    recipe.write_text(recipe.read_text().replace("hf_public", "hf_recipe_secret"))
+    (tmp_path / "token").write_text("hf_cache_secret")
+    for name, value in {
+        "HF_TOKEN": "hf_environment_secret", "HF_TOKEN_PATH": str(tmp_path / "token"), "WANDB_API_KEY": "5" * 40,
+        "WANDB_CACHE_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path), "WANDB_DATA_DIR": str(tmp_path),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for overrides in ([], ["model.hf_token=hf_command_secret", "exp.run_name=again"]):
+        monkeypatch.setattr(sys, "argv", ["llmcls.train", str(recipe), *overrides])
+        train(recipe, *sys.argv[2:])
+    for path in (recipe, tmp_path / "token"):
+        path.unlink()
+    assert len(list(tmp_path.rglob("*.wandb"))) == 2
+    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    written["the terminal"] = "".join(capfd.readouterr()).encode()
+    for secret in (b"hf_recipe_secret", b"hf_command_secret", b"hf_environment_secret", b"hf_cache_secret", b"5" * 40):
+        assert [name for name, content in written.items() if secret in content] == [], secret
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

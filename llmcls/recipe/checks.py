@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any
 
+from llmcls.common.folder_names import folder_name_problem
 from llmcls.recipe.metric_names import METRIC_NAMES
 from llmcls.recipe.objective import parse_objective
 from llmcls.recipe.schema import Recipe
@@ -25,6 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_columns(recipe)
     _check_metrics(recipe)
     _check_experiment(recipe)
+    _check_folders(recipe)
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -80,8 +82,6 @@ def _check_experiment(recipe: Recipe) -> None:
         raise recipe.error("exp.seeds", "is empty; give at least one seed")
     if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0:
         raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different")
-    if exp.run_name is not None and not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
-        raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
     needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
     needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
@@ -89,6 +89,27 @@ def _check_experiment(recipe: Recipe) -> None:
             raise recipe.error(
                 key, f"is {value}, which needs data.val_csv; set it to a validation file, or set {key}=null"
             )
+
+
+def _check_folders(recipe: Recipe) -> None:
+    """Check the names that become folders: no name may lead out of `exp.output_root`, or into another run."""
+    data, exp = recipe.data, recipe.exp
+    if not exp.output_root:
+        raise recipe.error("exp.output_root", "is empty; name a folder, such as outputs")
+    problem = folder_name_problem(data.dataset_name)
+    if problem:
+        raise recipe.error(
+            "data.dataset_name", f"is {data.dataset_name!r}, which {problem}; it names a folder in exp.output_root"
+        )
+    if exp.run_name is None:
+        return
+    if not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
+        raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
+    problem = folder_name_problem(exp.run_name)
+    if re.fullmatch(r"run_\d+", exp.run_name):
+        problem = "is the folder of a seed"
+    if problem:
+        raise recipe.error("exp.run_name", f"is {exp.run_name!r}, which {problem}; choose another name")
 
 
 def _check_variants(recipe: Recipe) -> None:

@@ -8,16 +8,21 @@ key, the error suggests the most similar known one. The command line can overrid
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmcls.common.secrets import keep_secret
 from llmcls.common.user_error import UserError
 from llmcls.recipe.checks import check_recipe
 from llmcls.recipe.convert import convert, describe, unknown
 from llmcls.recipe.schema import SECTIONS, Recipe
+
+log = logging.getLogger(__name__)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -50,7 +55,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if raw.get(name) is None:
             raw[name] = {}
         if not isinstance(raw[name], dict):
-            raise UserError(f"{source}: section {name} must contain `key: value` lines, not {raw[name]!r}")
+            raise UserError(f"{source}: section {name} must contain `key: value` lines, not {type(raw[name]).__name__}")
     for override in overrides or []:
         section, key, value = _parse_override(override)
         raw[section][key] = value
@@ -99,7 +104,9 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     target, equals, text = override.partition("=")
     target = target.strip()
     if not equals:
-        raise UserError(f"command line: {override!r} is not an override; write section.key=value")
+        # Whatever stands behind the name of a key may be a secret.
+        shown = re.sub(r"(?<=token).+", "...", override, flags=re.DOTALL)
+        raise UserError(f"command line: {shown!r} is not an override; write section.key=value")
     section, dot, key = target.partition(".")
     if not dot:
         key = target
@@ -113,10 +120,15 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     names = [f.name for f in dataclasses.fields(SECTIONS[section])]
     if key not in names:
         raise UserError(f"command line: {unknown(f'{section}.{key}', [f'{section}.{n}' for n in names])}")
+    secret = next(f.metadata["secret"] for f in dataclasses.fields(SECTIONS[section]) if f.name == key)
+    if secret and text.strip() not in ("", "null", "~"):
+        keep_secret(text)
+        log.warning("other users of this machine can see %s on the command line; set HF_TOKEN instead", target)
     try:
         return section, key, yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"command line: the value of {target} is not valid YAML: {text!r}") from None
+        shown = "" if secret else f": {text!r}"
+        raise UserError(f"command line: the value of {section}.{key} is not valid YAML{shown}") from None
 
 
 def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> Any:
@@ -134,5 +146,24 @@ def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> A
                 raise UserError(f"{where} is missing; it must be {describe(hints[f.name])}")
             # An empty value, as in `text_fields:`, means the default.
             continue
-        values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
+        if f.metadata["secret"]:
+            values[f.name] = _secret(where, raw[f.name])
+        else:
+            values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
     return kind(**values)
+
+
+def _secret(where: str, value: Any) -> str:
+    """The value of a secret key, which no message shows from now on.
+
+    Raises
+    ------
+    UserError
+        If it is not text. The message does not show the value.
+    """
+    keep_secret(str(value))
+    if isinstance(value, list | dict | bool):
+        raise UserError(f"{where} must be text (put it in quotes)")
+    text: str = convert(where, value, str)
+    keep_secret(text)
+    return text

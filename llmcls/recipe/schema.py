@@ -19,15 +19,16 @@ SPLIT_KEYS = {"train": "train_csv", "validation": "val_csv", "test": "test_csv"}
 
 
 def _required(doc: str) -> Any:
-    return dataclasses.field(metadata={"doc": doc, "literal": False})
+    return dataclasses.field(metadata={"doc": doc, "literal": False, "secret": False})
 
 
-def _key(default: Any, doc: str, literal: bool = False, **options: Any) -> Any:
+def _key(default: Any, doc: str, literal: bool = False, secret: bool = False, **options: Any) -> Any:
     """A key with its default (a list is copied for each recipe) and its documentation.
 
-    ``literal``: text is taken as it is; in other keys ``~`` and ``${VAR}`` are expanded.
+    ``literal``: text is taken as it is; in other keys ``~`` and ``${VAR}`` are expanded. ``secret``: no message shows
+    the value.
     """
-    metadata = {"doc": doc, "literal": literal}
+    metadata = {"doc": doc, "literal": literal, "secret": secret}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata, **options)
     return dataclasses.field(default=default, metadata=metadata, **options)
@@ -79,7 +80,9 @@ class ModelSection:
     """The pretrained model, how it is stored, what is trained, and how token states are pooled."""
 
     model_name: str = _required("A model on the hub, or a folder.")
-    hf_token: str | None = _key(None, "Token for the hub; default: `HF_TOKEN`. Never written anywhere.", repr=False)
+    hf_token: str | None = _key(
+        None, "Token for the hub; default: `HF_TOKEN`. Never written or shown.", secret=True, repr=False
+    )
     revision: str | None = _key(None, "Branch, tag or commit on the hub. Default: the newest.")
     trust_remote_code: bool = _key(False, "Run Python code that comes with the model.")
     problem_type: ProblemType = _key("multi_label_classification", "What is predicted.")
@@ -178,7 +181,7 @@ class ExpSection:
     output_root: str = _key("outputs", "Root of all results.")
     seeds: list[int] = _key([1], "Seeds, trained one after the other.")
     run_name: str | None = _key(None, "One more folder level, to keep variants apart.")
-    overwrite: bool = _key(False, "Replace runs of another recipe.")
+    overwrite: bool = _key(False, "Replace runs of another recipe. A run of the same recipe resumes, or is kept.")
     baselines: bool | None = _key(
         None, "Train a majority and a TF-IDF baseline on the same splits. Default: where it is quick."
     )

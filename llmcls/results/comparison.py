@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
@@ -18,7 +17,7 @@ from llmcls.evaluation.bootstrap import NAMES, paired_differences, resampled
 from llmcls.recipe.differences import same_but_for_seeds
 from llmcls.results.finished_runs import labels_of, runs_in
 from llmcls.results.predictions import read_predictions
-from llmcls.results.run_folder import RunFolder
+from llmcls.results.run_folder import RunFolder, saved_recipe
 
 
 @dataclass
@@ -71,7 +70,7 @@ def comparison_lines(first: Path, second: Path, split: str | None, resamples: in
     """
     sides = runs_in(first), runs_in(second)
     split = split or _common_split(*sides)
-    recipes = [yaml.safe_load(run.recipe.read_text(encoding="utf-8")) for side in sides for run in side]
+    recipes = [saved_recipe(run) for side in sides for run in side]
     same = same_but_for_seeds(recipes)
     verdicts, rows = compare(*sides, split, resamples, same)
     lines = [f"{split}, {rows} rows in both; A: {first} ({len(sides[0])} run(s)), B: {second} ({len(sides[1])} run(s))"]

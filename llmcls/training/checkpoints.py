@@ -122,7 +122,7 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     if saved["class"] != kind:
         raise UserError(
             f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on the "
-            "machine and with the version of llmcls that started the run, or set exp.overwrite=true to start again"
+            f"machine and with the version of llmcls that started the run, or remove {run.path} to start again"
         )
     load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
     return progress
@@ -142,7 +142,7 @@ def read_progress(checkpoint: Path) -> Progress:
     except TypeError:
         raise UserError(
             f"{checkpoint} was written by another version of llmcls; resume with that version, "
-            "or set exp.overwrite=true to start again"
+            "or remove the folder of the run to start again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from llmcls.common.user_error import UserError
 from llmcls.engine.agreement import from_main
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
-from llmcls.results.run_folder import RunFolder, recipe_of_run, refuse_conflict
+from llmcls.results.run_folder import RunFolder, conflict_with, recipe_of_run, refuse_conflict
 
 
 def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: Accelerator) -> None:
@@ -20,7 +21,7 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     Raises
     ------
     UserError
-        If the folder holds the run of another recipe or seed, on every rank.
+        If the folder holds the run of another recipe or seed, which the recipe may not overwrite, on every rank.
     """
     conflict = None
     if accelerator.is_main_process:
@@ -33,7 +34,18 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     if conflict is not None:
         raise UserError(conflict)
     if accelerator.is_main_process:
-        if recipe.exp.overwrite:
-            shutil.rmtree(folder.path, ignore_errors=True)
+        _remove_conflicting(folder, recipe, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe_to_yaml(recipe_of_run(recipe, seed)))
+
+
+def _remove_conflicting(folder: RunFolder, recipe: Recipe, seed: int) -> None:
+    """Remove the run of another recipe or seed, and what an earlier removal left.
+
+    The run is renamed first, so that a removal that is cut short leaves no half of it under its name.
+    """
+    gone = folder.path.with_name(f".{folder.path.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    if conflict_with(folder, recipe, seed):
+        os.replace(folder.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)

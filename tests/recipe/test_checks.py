@@ -34,6 +34,14 @@ VALUES: list[tuple[Changes, str]] = [
     ({"exp__seeds": [1, 1]}, "exp.seeds is [1, 1]; seeds must be 0 or greater and different"),
     ({"exp__seeds": [-1]}, "exp.seeds is [-1]"),
     ({"exp__run_name": "a/b"}, "exp.run_name is 'a/b'; use letters"),
+    ({"exp__run_name": ".."}, "exp.run_name is '..', which is not the name of a folder"),
+    ({"exp__run_name": ""}, "exp.run_name is ''"),
+    ({"exp__run_name": "run_1"}, "exp.run_name is 'run_1', which is the folder of a seed; choose another name"),
+    ({"exp__output_root": ""}, "exp.output_root is empty"),
+    ({"data__dataset_name": ""}, "data.dataset_name is '', which is empty"),
+    ({"data__dataset_name": "/abs/path"}, "data.dataset_name is '/abs/path', which has a path separator"),
+    ({"data__dataset_name": "../../../x"}, "data.dataset_name is '../../../x', which has a path separator"),
+    ({"data__dataset_name": "a\n"}, "data.dataset_name is 'a\\n', which has a character that cannot be printed"),
 ]
 TOGETHER: list[tuple[Changes, str]] = [
     ({"model__use_4bit": True, "model__lora_r": 0}, "4-bit weights cannot be trained"),

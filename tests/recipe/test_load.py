@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,36 @@ def test_the_saved_copy_reads_back_the_same_and_contains_no_token(write_recipe, 
     copy = tmp_path / "copy.yaml"
     copy.write_text(text, encoding="utf-8")
     assert recipe_to_yaml(load_recipe(copy)) == text
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ("model.hf_token=[hf_secret]", "model.hf_token must be text"),
+        ("hf_token=[hf_secret", "the value of model.hf_token is not valid YAML"),
+        ("hf_token: hf_secret", "is not an override"),
+        ("hf_tokn=hf_secret", "hf_tokn is not a recipe key"),
+    ],
+)
+def test_no_error_shows_a_token(write_recipe, capsys, override: str, sentence: str) -> None:
+    found = refusal(capsys, "folder", write_recipe(), override)
+    assert sentence in found
+    assert "hf_secret" not in found
+
+
+def test_no_error_about_a_section_shows_what_is_in_it(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: [hf_token, hf_secret]", encoding="utf-8")
+    assert "hf_secret" not in refusal(capsys, "folder", path)
+
+
+def test_a_token_on_the_command_line_is_hidden_and_warned_about(write_recipe, monkeypatch, log_lines) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "model.hf_token=hf_secret", "exp.seeds=[1]"])
+    assert load_recipe(write_recipe(), sys.argv[1:]).model.hf_token == "hf_secret"
+    assert sys.argv == ["train", "model.hf_token=***", "exp.seeds=[1]"]
+    assert [line for line in log_lines if "set HF_TOKEN instead" in line]
+
+
+def test_a_token_can_be_taken_out_of_a_recipe_without_a_warning(write_recipe, log_lines) -> None:
+    assert load_recipe(write_recipe(model__hf_token="hf_secret"), ["model.hf_token=null"]).model.hf_token is None
+    assert log_lines == []

@@ -1,6 +1,7 @@
 """Which architectures are packed: every sequence classifier of transformers, tried with amplified random weights.
 
-``python bench/architectures.py`` writes docs/architectures.md. tests/model/test_architectures.py tries a part of them again.
+``python bench/architectures.py`` writes docs/architectures.md. tests/model/test_architectures.py tries a part of them
+again.
 """
 
 from __future__ import annotations
@@ -37,11 +38,8 @@ LATENT = {
     "num_key_value_heads": 4,
 }  # fmt: skip
 LINEAR = {
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-}
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 VISION = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "depth": 2}
 COMPOSITE = {"text_config": SIZES, "vision_config": VISION}
 # What some architectures need besides; None takes a size away that the configuration does not have.
@@ -165,20 +163,19 @@ def table(outcomes: dict[str, Outcome]) -> list[str]:
         "# Architectures",
         "",
         "Which models does [packing](speed.md) work for? `python bench/architectures.py` tries every architecture that",
-        f"has a sequence classifier in transformers {version('transformers')}, and writes this page. The models are narrow and random,",
-        "have as many layers as the default configuration of the architecture, and weights so large that an error in any",
-        "layer shows. An architecture is packed only if packed texts have the states of single texts; the table shows",
-        "the difference in float32 on a CPU, relative to the largest state. Texts of the others are right-padded.",
+        f"has a sequence classifier in transformers {version('transformers')}, and writes this page. The models are",
+        "narrow and random, have as many layers as the default configuration of the architecture, and weights so large",
+        "that an error in any layer shows. An architecture is packed only if packed texts have the states of single",
+        "texts; the table shows the difference in float32 on a CPU, relative to the largest state. Texts of the others",
+        "are right-padded.",
         "",
         f"## Packed ({len(packed)})",
         "",
         "| architecture | layers | last layer at the last tokens only | difference from single texts |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {o.layers} | {'yes' if o.last_token_only else 'no'} | {o.error:.1e} |"
-        for name, o in packed.items()
-    ]
+    for name, o in packed.items():
+        lines.append(f"| {name} | {o.layers} | {'yes' if o.last_token_only else 'no'} | {o.error:.1e} |")
     for kind, title in (("padded", "Padded"), ("not tried", "Not tried")):
         lines += ["", f"## {title} ({len(kinds[kind])})", "", "| architecture | reason |", "|---|---|"]
         lines += [f"| {name} | {o.reason} |" for name, o in kinds[kind].items()]

@@ -30,6 +30,14 @@ def shrink(config: Any) -> Any:
         "head_dim": HEAD_WIDTH, "hidden_size": HEADS * HEAD_WIDTH, "intermediate_size": 2 * HEADS * HEAD_WIDTH,
         "embedding_size": HEADS * HEAD_WIDTH,
     }  # fmt: skip
+    rotated = getattr(text, "qk_rope_head_dim", None)
+    if rotated:
+        # Attention from a latent state: a part of each head is rotated. head_dim is that part, or the whole head.
+        whole = getattr(text, "head_dim", None) != rotated
+        sizes |= {
+            "qk_rope_head_dim": HEAD_WIDTH, "qk_nope_head_dim": HEAD_WIDTH, "qk_head_dim": 2 * HEAD_WIDTH,
+            "v_head_dim": HEAD_WIDTH, "head_dim": (1 + whole) * HEAD_WIDTH, "num_key_value_heads": HEADS,
+        }  # fmt: skip
     for name, value in sizes.items():
         # Configurations map common names to their own: setting hidden_size of GPT-2 sets n_embd.
         if getattr(text, name, None) is not None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import varlen
 
-from llmcls.model.packed_attention import attention, make_pack
+from llmcls.model.packed_attention import HeadShape, attention, choose_kernel, make_pack
 from tests.model.helpers import CPU, TEXTS, lengths_of
 
 LENGTHS = lengths_of(TEXTS)
@@ -96,6 +96,20 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
     found = attention(query.float().as_subclass(OnGpu), key.float(), value.float(), pack, 0.3)
     assert found.shape == (1, TOKENS, 4, 8)
     assert len(called) == 3
+
+
+def test_the_kernel_is_tried_with_the_widths_of_the_real_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **more: widths.append((q.shape[-1], k.shape[-1], v.shape[-1])) or real(q, k, v, **more),
+    )
+    # As in DeepSeek-V3: values are narrower than keys.
+    kernel, reason = choose_kernel(HeadShape(4, 4, 192, 128), CPU, torch.float32)
+    assert (kernel, reason) == ("per text", "flash attention needs a GPU")
+    assert set(widths) == {(192, 192, 128)}
 
 
 @pytest.mark.gpu

@@ -160,9 +160,11 @@ def test_other_decoders_are_packed_or_left_unchanged(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind, max_length, settings, reason",
     [
-        ("bert", 64, {}, "is not a causal decoder"),
+        ("bert", 64, {}, "is not built like a causal decoder"),
         ("gemma2", 64, {}, "caps its attention scores"),
         ("mistral", 128, {"sliding_window": 64}, "only a part of the text"),
+        ("doge", 64, {}, "does not accept packed rows"),
+        ("opt", 64, {}, "does not keep its layers where a Llama does"),
     ],
 )
 def test_what_cannot_be_packed_says_why(kind: str, max_length: int, settings: dict[str, Any], reason: str) -> None:

@@ -39,7 +39,7 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, _ = load_pretrained(run.recipe.model, run.labels, device)
-    model = PeftModel.from_pretrained(base, run.folder / "model").to(device).eval()
+    model = PeftModel.from_pretrained(base, str(run.folder.model)).to(device).eval()
     # The pooling of transformers looks for the last token that is not the pad id, so no text may end with this id.
     base.config.pad_token_id = pad_token_id
     out = []

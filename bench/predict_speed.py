@@ -44,7 +44,8 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
     base.config.pad_token_id = pad_token_id
     out = []
     start = time.perf_counter()
-    with torch.no_grad():
+    dtype = getattr(torch, run.recipe.model.torch_dtype)
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for first in range(0, len(split), batch_size):
             texts = [split.tokens[i] for i in range(first, min(len(split), first + batch_size))]
             longest = max(map(len, texts))

@@ -179,13 +179,13 @@ def train_one_seed(
             # `predict` merges the adapter as well. Both then add in the same order and agree to the last bit.
             unwrapped(model).merge_adapter()
             final = evaluate_run(setup, scorer, inputs.test_split, progress)
-        if accelerator.is_main_process:
-            save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
-            save_calibration(run.calibration, final.calibration)
-            write_report(run, recipe_of_run(recipe, seed), final.metrics, baselines)
-            # Written last: its presence says that the run is finished.
-            write_json(run.metrics, final.metrics)
-        accelerator.wait_for_everyone()
+        with first_process_first(accelerator, accelerator.is_main_process):
+            if accelerator.is_main_process:
+                save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
+                save_calibration(run.calibration, final.calibration)
+                write_report(run, recipe_of_run(recipe, seed), final.metrics, baselines)
+                # Written last: its presence says that the run is finished.
+                write_json(run.metrics, final.metrics)
     finally:
         if setup.run_log is not None:
             setup.run_log.close()

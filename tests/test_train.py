@@ -12,6 +12,7 @@ import pytest
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
+from tests.conftest import Experiment
 from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, train
 
 
@@ -148,3 +149,28 @@ def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
     found = metrics_of(train(recipe) / "run_0")
     assert found["labels"] == sorted(names)
     assert found["test"]["accuracy"] == 1.0
+
+
+def test_the_model_is_loaded_where_its_engine_wants_it(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls import train as command
+
+    class Loaded(Exception):
+        pass
+
+    def build(recipe, labels, device, loading_device):
+        raise Loaded(str(loading_device))
+
+    monkeypatch.setattr(command, "loading_device", lambda _: "main memory")
+    monkeypatch.setattr(command, "build_classifier", build)
+    with pytest.raises(Loaded, match="main memory"):
+        train(write_recipe())
+
+
+def test_the_main_process_decides_whether_a_run_is_finished(trained: Experiment, monkeypatch) -> None:
+    from llmcls import train as command
+
+    started: list[int] = []
+    monkeypatch.setattr(command, "train_one_seed", lambda recipe, seed, *_: started.append(seed))
+    monkeypatch.setattr(command, "from_main", lambda accelerator, own: not own)
+    train(trained.recipe)
+    assert started == [1, 2], "this rank sees finished runs, the main process does not"

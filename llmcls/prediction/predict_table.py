@@ -74,7 +74,9 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             partial.append(Predictions(split.ids(first, last), probabilities, predicted, true), logits)
             log.info("%d of %d rows", last, len(split))
     metrics = None
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return None
         if split.labels is not None:
             evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
             marks = multi_hot(split.labels, len(run.labels.names))
@@ -82,7 +84,6 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             write_metrics(output, metrics)
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
-    accelerator.wait_for_everyone()
     return metrics
 
 

@@ -25,7 +25,7 @@ from llmcls.common.files import current_folder, read_json, replacing_folder, wri
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import unwrapped
-from llmcls.engine.agreement import from_main, require_same
+from llmcls.engine.agreement import first_process_first, from_main, require_same
 from llmcls.engine.full_state import (
     full_optimizer_state,
     load_optimizer_state,
@@ -88,13 +88,14 @@ def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     """Write `checkpoints/last`. Collective; the main process writes."""
     weights = trained_weights(accelerator, model)
     state = full_optimizer_state(accelerator, model, optimizer)
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
         with replacing_folder(run.last_checkpoint) as temporary:
             save_file(weights, temporary / WEIGHTS)
             kind = type(torch_optimizer(optimizer)).__name__
             torch.save({"optimizer": state, "class": kind}, temporary / OPTIMIZER)
             write_json(temporary / PROGRESS, dataclasses.asdict(progress))
-    accelerator.wait_for_everyone()
 
 
 def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Progress | None:
@@ -149,7 +150,9 @@ def read_progress(checkpoint: Path) -> Progress:
 def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
     """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
     weights = trained_weights(accelerator, model)
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
         for rank in range(keep, 1, -1):
             newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
             if newer.exists():
@@ -161,7 +164,6 @@ def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: 
                     os.replace(newer, older)
         with replacing_folder(run.best_checkpoint()) as temporary:
             save_file(weights, temporary / WEIGHTS, metadata={"step": str(step)})
-    accelerator.wait_for_everyone()
 
 
 def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
@@ -191,7 +193,9 @@ def save_model(
     prediction needs besides the pretrained model.
     """
     weights = trained_weights(accelerator, model)
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
         with replacing_folder(run.model) as temporary:
             inner: Any = unwrapped(model).model
             state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
@@ -204,4 +208,3 @@ def save_model(
             write_json(temporary / run.labels.name, dataclasses.asdict(labels))
             text = recipe_to_yaml(recipe)
             (temporary / run.model_recipe.name).write_text(text, encoding="utf-8", newline="\n")
-    accelerator.wait_for_everyone()

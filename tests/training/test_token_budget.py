@@ -112,3 +112,12 @@ def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) 
 def test_another_word_is_refused(write_recipe) -> None:
     with pytest.raises(UserError, match="micro_batch_tokens is 'automatic'"):
         load_recipe(write_recipe(), ["micro_batch_tokens=automatic"])
+
+
+def test_what_the_main_process_knows_counts_on_every_rank(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The file is on a disk that this rank does not see, or sees late.
+    monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(token_budget, "_key", lambda *_: "this device")
+    monkeypatch.setattr(token_budget, "from_main", lambda accelerator, own: {"this device": 555})
+    recipe = load_recipe(write_recipe(), ["micro_batch_tokens=auto"])
+    assert resolve_token_budget(recipe, Accelerator(cpu=True), torch.nn.Module()) == 555

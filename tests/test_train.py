@@ -146,9 +146,13 @@ def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
         model__problem_type=kind, train__num_train_epochs=8, train__learning_rate=5e-3, model__lora_dropout=0.0,
         train__metric_for_best_model="accuracy",
     )  # fmt: skip
-    found = metrics_of(train(recipe) / "run_0")
+    root = train(recipe)
+    found = metrics_of(root / "run_0")
     assert found["labels"] == sorted(names)
     assert found["test"]["accuracy"] == 1.0
+    summary = (root / "summary.md").read_text(encoding="utf-8")
+    assert ("f1_positive" in summary) == kind.startswith("binary")
+    assert next(iter(found["test"]["intervals"])) == ("f1_positive" if kind.startswith("binary") else "f1_micro")
 
 
 def test_the_model_is_loaded_where_its_engine_wants_it(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:

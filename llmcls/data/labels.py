@@ -47,6 +47,11 @@ class LabelSpace:
         """Whether a row can have any number of labels, instead of exactly one."""
         return self.problem_type == "multi_label_classification"
 
+    @property
+    def binary(self) -> bool:
+        """Whether a row has one of two classes, of which the second is the positive one."""
+        return self.problem_type == "binary_classification"
+
     def ancestors(self) -> list[list[int]]:
         """For each label, the indices of the labels that it implies.
 

@@ -18,8 +18,9 @@ from llmcls.data.encoding import whole_texts
 from llmcls.data.labels import LabelSpace, multi_hot, read_labels
 from llmcls.data.tables import read_table
 from llmcls.evaluation.bootstrap import bootstrap_intervals
-from llmcls.evaluation.metrics import evaluate_predictions
-from llmcls.evaluation.thresholds import Tuning, apply_thresholds, fixed_thresholds, tune_thresholds
+from llmcls.evaluation.metrics import evaluate_predictions, headline_text
+from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
 log = logging.getLogger(__name__)
@@ -94,11 +95,8 @@ def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Any] | None:
         result[name]["seconds"] = time.perf_counter() - start
         for split in ("test", "validation"):
             if split in result[name]:
-                metrics = result[name][split]
-                log.info(
-                    "baseline %-13s %s micro-F1 %.4f  macro-F1 %.4f  (%.0f s)",
-                    name, split, metrics["f1_micro"], metrics["f1_macro"], result[name]["seconds"],
-                )  # fmt: skip
+                shown = headline_text(result[name][split], labels.problem_type)
+                log.info("baseline %-13s %s %s  (%.0f s)", name, split, shown, result[name]["seconds"])
                 break
     return result
 
@@ -183,8 +181,8 @@ def _evaluate(
     result: dict[str, Any] = {}
     for split, split_scores in scores.items():
         predicted = apply_thresholds(split_scores, thresholds, labels)
-        metrics = evaluate_predictions(split_scores, values[split], predicted, labels.names)
-        metrics["intervals"] = bootstrap_intervals(marks[split], predicted)
+        metrics = evaluate_predictions(split_scores, values[split], predicted, labels.names, labels.binary)
+        metrics["intervals"] = bootstrap_intervals(marks[split], predicted, binary=labels.binary)
         result[split] = metrics
     return result
 

@@ -166,7 +166,7 @@ def evaluate_logits(
     """
     probabilities = calibrated(logits, calibration or Calibration(), labels)
     predicted = apply_thresholds(probabilities, thresholds, labels)
-    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names)
+    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names, labels.binary)
     per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
     return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
 
@@ -185,6 +185,6 @@ def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> 
         "intervals", see `bootstrap_intervals`, and "confusions", see `confusions`.
     """
     return {
-        "intervals": bootstrap_intervals(true, predicted),
+        "intervals": bootstrap_intervals(true, predicted, binary=labels.binary),
         "confusions": confusions(true, predicted, labels.names),
     }

@@ -75,6 +75,6 @@ def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> Non
         true = np.concatenate([chunk.true for chunk in written if chunk.true is not None])
         probabilities = np.concatenate([chunk.probabilities for chunk in written])
         predicted = np.concatenate([chunk.predicted for chunk in written])
-        metrics = evaluate_predictions(probabilities, true, predicted, labels.names)
+        metrics = evaluate_predictions(probabilities, true, predicted, labels.names, labels.binary)
         metrics |= uncertainty(multi_hot(true, len(labels.names)), predicted, labels)
-        write_metrics(output, metrics)
+        write_metrics(output, metrics, labels)

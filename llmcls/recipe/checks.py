@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from llmcls.common.folder_names import folder_name_problem
-from llmcls.recipe.metric_names import METRIC_NAMES
+from llmcls.recipe.metric_names import METRIC_NAMES, POSITIVE_METRICS, metric_names
 from llmcls.recipe.objective import parse_objective
 from llmcls.recipe.schema import Recipe
 
@@ -183,8 +183,13 @@ def _check_columns(recipe: Recipe) -> None:
 
 def _check_metrics(recipe: Recipe) -> None:
     """Check the names of the selection metric and of the threshold metric."""
-    name = recipe.train.metric_for_best_model
-    if name not in METRIC_NAMES:
+    name, problem_type = recipe.train.metric_for_best_model, recipe.model.problem_type
+    if name in POSITIVE_METRICS and problem_type != "binary_classification":
+        raise recipe.error(
+            "train.metric_for_best_model",
+            f"is {name}, which is for binary_classification; this recipe is {problem_type}",
+        )
+    if name is not None and name not in metric_names(problem_type):
         near = difflib.get_close_matches(name, METRIC_NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else "use f1_micro, or another metric of docs/recipes.md"
         raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not a metric; {hint}")

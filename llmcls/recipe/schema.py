@@ -157,11 +157,22 @@ class TrainSection:
     eval_steps: int | None = _key(None, "Optimizer steps between evaluations. Default: each epoch.")
     logging_steps: int = _key(10, "Optimizer steps between log lines.")
     early_stopping_patience: int | None = _key(None, "Evaluations without improvement before training stops.")
-    metric_for_best_model: str = _key("f1_micro", "Metric that selects the best model; a name in metrics.json.")
-    thresholds: Literal["fixed", "global", "per_class"] = _key(
-        "per_class", "Decision thresholds: 0.5, one tuned on validation, or one per label."
+    metric_for_best_model: str | None = _key(
+        None,
+        "Metric that selects the best model, and that thresholds serve; a name in metrics.json. It is measured with "
+        "the thresholds that the run would take. Default: `f1_micro`, in binary tasks `f1_positive`.",
     )
-    threshold_metric: str = _key("f1", "What thresholds are tuned for: `f1`, `f<beta>` or `recall@precision=<p>`.")
+    thresholds: Literal["auto", "fixed", "global", "per_class", "joint"] = _key(
+        "auto",
+        "Decision thresholds, tuned on validation: one for all labels, one for each label alone, one for each label "
+        "chosen together for metric_for_best_model, or 0.5. `auto`: `joint` or `per_class`, by the metric, unless "
+        "cross-validation prefers 0.5.",
+    )
+    threshold_metric: str = _key(
+        "f1",
+        "F1 weights precision and recall alike, `f<beta>` does not; `recall@precision=<p>` is the highest recall at "
+        "that precision.",
+    )
     threshold_shrinkage: float = _key(
         20.0, "Number of positives at which the threshold of a label counts as much as the global one."
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
-from llmcls.evaluation.bootstrap import NAMES, paired_differences, resampled
+from llmcls.evaluation.bootstrap import interval_names, paired_differences, resampled
 from llmcls.recipe.differences import same_but_for_seeds
 from llmcls.results.finished_runs import labels_of, runs_in
 from llmcls.results.predictions import read_predictions
@@ -105,7 +105,7 @@ def compare(
     Returns
     -------
     verdicts : list of Verdict
-        One for each metric of `NAMES`.
+        One for each metric of `interval_names`.
     rows : int
         The number of rows.
 
@@ -125,11 +125,12 @@ def compare(
             raise UserError(f"{run.path} has other labels than {first[0].path}; compare runs with the same labels")
     true, decisions = _aligned([*first, *second], split, labels)
     sides = decisions[: len(first)], decisions[len(first) :]
+    names = interval_names(labels.binary)
     differences = paired_differences(true, *sides, resamples=resamples)
     once = np.ones((1, len(true)), dtype=np.int64)
     verdicts = []
-    means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in NAMES} for side in sides]
-    for name in NAMES:
+    means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in names} for side in sides]
+    for name in names:
         low, high = np.percentile(differences[name], [2.5, 97.5])
         other_sign = min((differences[name] <= 0).sum(), (differences[name] >= 0).sum())
         p = min(1.0, 2 * (other_sign + 1) / (resamples + 1))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_text
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
@@ -85,12 +86,13 @@ def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], basel
         at_half = metrics["at_half"][shown]
         others = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
         rows = [
-            [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half[name])]
-            + [format_number(b[name]) for b in others.values()]
+            [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half.get(name))]
+            + [format_number(b.get(name)) for b in others.values()]
             for name, (low, high) in shown_metrics["intervals"].items()
         ]
         header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in others)]
         parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
+        parts.append(_thresholds(metrics, shown))
     overview = [
         [name, *(format_number(metrics[s].get(name)) for s in splits)]
         for name, value in shown_metrics.items()
@@ -111,6 +113,22 @@ def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], basel
             f"<h2>Most frequent confusions ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}"
         )
     return "\n".join(parts)
+
+
+def _thresholds(metrics: dict[str, Any], shown: str) -> str:
+    """HTML: which rule decided and why, and what the others would reach on a split."""
+    taken, rules = metrics.get("thresholds"), metrics.get("threshold_rules")
+    if not taken or not rules:
+        return ""
+    words = f"Thresholds: {taken['rule']}"
+    words += f", tuned on validation for {taken['metric']}" if taken["metric"] else ", not tuned"
+    words += f" ({taken['reason']})." if taken["reason"] else "."
+    names = list(rules["fixed"][shown])
+    rows = [
+        ["0.5" if rule == "fixed" else f"{rule} ({found['metric']})", *(format_number(found[shown][n]) for n in names)]
+        for rule, found in rules.items()
+    ]
+    return f"<p>{html.escape(words)} Other rules ({shown}):</p>{_table(['rule', *names], rows)}"
 
 
 _STYLE = """
@@ -144,7 +162,7 @@ def format_number(value: float | int | None) -> str:
 
 def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
     """Plot the losses, and the metric that selects the best model, over optimizer steps; returns inline SVG."""
-    metric, train = recipe.train.metric_for_best_model, recipe.train
+    metric, train = selection_metric(recipe), recipe.train
     plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -166,7 +184,10 @@ def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
             marker="o",
             label="validation" if plain else "validation (cross-entropy)",
         )
-        right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green")
+        right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green", label=metric)
+        if all(metric in h.get("at_half", {}) for h in evaluated):
+            right.plot(steps, [h["at_half"][metric] for h in evaluated], "--", color="tab:gray", label="at 0.5")
+            right.legend()
         right.set_title(f"validation {metric}")
     else:
         right.set_visible(False)

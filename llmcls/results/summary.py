@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
+from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.report import BASELINE_NAMES, format_number
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 
 SUMMARY_METRICS = (
-    "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro", "accuracy",
-    "average_precision_macro", "hamming_loss", "loss",
+    *POSITIVE_METRICS, "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro",
+    "accuracy", "average_precision_micro", "average_precision_macro", "hamming_loss", "loss",
 )  # fmt: skip
+# Shown with thresholds of 0.5 too.
+AT_HALF_METRICS = ("f1_positive", "f1_micro", "f1_macro")
 
 
 def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines: dict[str, Any] | None = None) -> str:
@@ -38,16 +41,9 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
         splits = ["train"]
     summary: dict[str, Any] = {"seeds": [r["seed"] for r in results], "runs": [run.path.name for run in runs]}
     for split in splits:
-        summary[split] = {}
-        for name in SUMMARY_METRICS:
-            values = [r[split].get(name) for r in results]
-            if any(v is None for v in values):
-                continue
-            summary[split][name] = {
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "values": values,
-            }
+        summary[split] = _over_seeds([r[split] for r in results], SUMMARY_METRICS)
+        at_half = _over_seeds([r.get("at_half", {}).get(split, {}) for r in results], AT_HALF_METRICS)
+        summary[split] |= {f"{name} at 0.5": entry for name, entry in at_half.items()}
     summary["training"] = [r["training"] for r in results]
     write_json(experiment.summary_json, summary)
     lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
@@ -61,9 +57,30 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
             cells = "".join(f" {format_number(b.get(name))} |" for b in others.values())
             lines += [f"| {name} | {entry['mean']:.4f} | {std} | {seeds} |{cells}"]
         lines += [""]
+    taken = {r["seed"]: r["thresholds"] for r in results if "thresholds" in r}
+    if any(t["metric"] or t["reason"] for t in taken.values()):
+        lines += [f"Thresholds of seed {seed}: {_in_words(t)}" for seed, t in taken.items()] + [""]
     text = "\n".join(lines)
     write_text(experiment.summary, text)
     return text
+
+
+def _over_seeds(results: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Mean, sample standard deviation and values of the metrics that every seed has."""
+    found = {}
+    for name in names:
+        values = [result.get(name) for result in results]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            std = statistics.stdev(known) if len(known) > 1 else None
+            found[name] = {"mean": statistics.fmean(known), "std": std, "values": known}
+    return found
+
+
+def _in_words(taken: dict[str, Any]) -> str:
+    """The rule of thresholds, what it was tuned for, and why."""
+    words = f"{taken['rule']} for {taken['metric']}" if taken["metric"] else "0.5"
+    return f"{words} ({taken['reason']})" if taken["reason"] else words
 
 
 def render_summary(runs: list[RunFolder]) -> Path:

@@ -53,8 +53,8 @@ class Progress:
         Optimizer steps done.
     epoch, step_in_epoch : int
         The next step to take.
-    best_value, best_step
-        Of the metric that selects the best model.
+    best_value, best_loss, best_step
+        Of the best evaluation: the metric that selects it, the validation loss, and its step.
     stale : int
         Evaluations since the best one.
     finished : bool
@@ -73,6 +73,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     best_value: float | None = None
+    best_loss: float | None = None
     best_step: int | None = None
     stale: int = 0
     finished: bool = False

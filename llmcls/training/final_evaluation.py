@@ -11,8 +11,12 @@ import numpy as np
 from llmcls.data.labels import multi_hot
 from llmcls.data.splits import Split
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
+from llmcls.evaluation.metrics import headline_text
+from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split, uncertainty
-from llmcls.evaluation.thresholds import Thresholds, Tuning, fixed_thresholds, tune_thresholds
+from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
+from llmcls.recipe.defaults import selection_metric
 from llmcls.results.predictions import write_predictions
 from llmcls.training.checkpoints import Progress
 from llmcls.training.setup import TrainingSetup
@@ -74,26 +78,46 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
     splits = {name: split for name, split in named.items() if split is not None}
     logits = {name: score_split(scorer, split) for name, split in splits.items()}
     thresholds, calibration = _decide(setup, logits.get("validation"))
+    metrics |= thresholds.described()
     half = fixed_thresholds(len(setup.labels.names))
+    scored = {}
     for name, split in splits.items():
         values = split.known_labels
         evaluation = evaluate_logits(logits[name], values, setup.labels, thresholds, calibration)
         metrics[name] = evaluation.metrics
         setup.record(progress.step, f"final_{name}", scalars(evaluation.metrics))
-        shown = [evaluation.metrics[key] for key in ("f1_micro", "f1_macro", "loss")]
-        log.info("seed %d  %-10s  micro-F1 %.4f  macro-F1 %.4f  loss %.4f", setup.seed, name, *shown)
+        shown = headline_text(evaluation.metrics, setup.labels.problem_type)
+        log.info("seed %d  %-10s  %s  loss %.4f", setup.seed, name, shown, evaluation.metrics["loss"])
         if name == "train":
             continue
         marks = multi_hot(values, len(setup.labels.names))
         evaluation.metrics |= uncertainty(marks, evaluation.predicted, setup.labels)
         plain = evaluate_logits(logits[name], values, setup.labels, half, calibration)
         metrics.setdefault("at_half", {})[name] = scalars(plain.metrics)
+        scored[name] = evaluation.probabilities, marks
         if setup.accelerator.is_main_process:
             write_predictions(setup.folder.predictions(name), split, evaluation, setup.labels)
+    if setup.accelerator.is_main_process:
+        rules = compare_rules(scored, setup.labels, Tuning.of(setup.recipe.train))
+        metrics["threshold_rules"] = rules
+        _warn_if_half_is_better(rules, thresholds.rule, selection_metric(setup.recipe))
+    if thresholds.reason:
+        log.info("seed %d  thresholds: %s  (%s)", setup.seed, thresholds.rule, thresholds.reason)
     log.info(
         "seed %d  trained in %s, %.1f samples/s", setup.seed, duration(progress.seconds), progress.samples / seconds
     )
     return FinalEvaluation(metrics, thresholds, calibration)
+
+
+def _warn_if_half_is_better(rules: dict[str, dict[str, Any]], rule: str, metric: str) -> None:
+    """Say that the rule that a recipe insists on is worse than 0.5; `compare_rules` has compared them."""
+    found = {name: rules.get(name, {}).get("validation", {}).get(metric) for name in (rule, "fixed")}
+    if found[rule] is not None and found[rule] < found["fixed"]:
+        log.warning(
+            "%s is %.4f with %s thresholds and %.4f at 0.5 (cross-validated on validation); train.thresholds=auto "
+            "would keep what is better",
+            metric, found[rule], rule, found["fixed"],
+        )  # fmt: skip
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,10 @@ TOGETHER: list[tuple[Changes, str]] = [
     ({"data__truncation": "windows", "data__window_overlap": 64}, "data.window_overlap is 64; it must be below"),
     ({"model__problem_type": "binary_classification"}, "names 10 columns; binary_classification needs exactly one"),
     (SINGLE | {"train__loss": "asymmetric"}, "train.loss is for multi_label"),
+    (
+        {"train__metric_for_best_model": "f1_positive"},
+        "is f1_positive, which is for binary_classification; this recipe",
+    ),
     (SINGLE | {"train__at_least_one_label": True}, "train.at_least_one_label is for multi_label"),
     (SINGLE | {"data__hierarchy_separator": "/"}, "data.hierarchy_separator is for multi_label"),
     (SINGLE | {"data__label_separator": "|"}, "data.label_separator is for multi_label"),

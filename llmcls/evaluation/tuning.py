@@ -129,9 +129,10 @@ def tune_thresholds(probabilities: np.ndarray, true: np.ndarray, labels: LabelSp
     - "joint": one threshold per label, chosen together for the metric of choice, and combined in the same way with the
       best threshold that all labels share. If the metric averages over labels, this is "per_class".
     - "global": one threshold for all labels, with the best F_beta over all cells.
-    - "auto": "joint" if the metric of choice counts cells or rows, "per_class" if it averages over labels. It takes
-      the shrinkage that is best by the metric of choice in a cross-validation over the rows, and 0.5 if none is better
-      than that.
+    - "auto": "joint" if the metric of choice counts cells or rows, "per_class" if it averages over labels. A
+      cross-validation over the rows, by the metric of choice, may take another shrinkage, from none to one threshold
+      for all, if that is better by more than a standard error (Breiman et al. 1984, section 3.4.3), and takes 0.5 if
+      nothing is better than that.
 
     Single-label decisions do not use thresholds, so these stay at their fixed value.
     """
@@ -151,15 +152,17 @@ def _chosen_by_validation(
     if len(marks) < 2:
         return replace(half, reason="a single validation row is not enough to tune thresholds")
     plan, k = tuning.plan(labels), tuning.shrinkage
-    # From the shared cut to the cut of each label alone; of equally good ones, the first is taken.
-    candidates = [np.inf, 4 * k, k, k / 4, 0.0] if labels.multi_label else [0.0]
+    # From the cut of each label alone to the shared cut; a binary task has one cut only.
+    candidates = [k, 0.0, k / 4, 4 * k, np.inf] if labels.multi_label else [k]
     rows = sampled_rows(len(marks))
     some, truth = probabilities[rows], marks[rows]
     decisions = cross_validated(some, truth, labels, plan, candidates)
     values = [measure(truth, decided, plan.objective) for decided in decisions]
     at_half = measure(truth, apply_thresholds(some, half, labels), plan.objective)
     best = int(np.argmax(values))
-    compared = f"{plan.objective.name} {values[best]:.4f} in {min(FOLDS, len(rows))}-fold cross-validation"
+    if values[0] > at_half and not _clearly_better(truth, decisions[best], decisions[0], plan.objective):
+        best = 0
+    compared = f"{plan.objective.name} {values[best]:.4f} in {folds_of(len(rows)).max() + 1}-fold cross-validation"
     if not values[best] > at_half:
         return replace(half, reason=f"tuned thresholds are not better on validation: {compared}, {at_half:.4f} at 0.5")
     found = search(probabilities, marks, labels, plan).thresholds(candidates[best])
@@ -192,7 +195,7 @@ def cross_validated(
     list of bool [rows, labels]
         For each shrinkage.
     """
-    fold = np.random.default_rng(0).permutation(len(marks)) % min(FOLDS, len(marks))
+    fold = folds_of(len(marks))
     decisions = [np.zeros(marks.shape, dtype=bool) for _ in shrinkages]
     for number in range(fold.max() + 1):
         held = fold == number
@@ -200,6 +203,20 @@ def cross_validated(
         for decided, shrinkage in zip(decisions, shrinkages, strict=True):
             decided[held] = apply_thresholds(probabilities[held], found.thresholds(shrinkage), labels)
     return decisions
+
+
+def folds_of(rows: int) -> np.ndarray:
+    """The part of each row in cross-validation, int64 [rows]: drawn at random, the same each time."""
+    fold: np.ndarray = np.random.default_rng(0).permutation(rows) % min(FOLDS, rows)
+    return fold
+
+
+def _clearly_better(true: np.ndarray, first: np.ndarray, second: np.ndarray, objective: Objective) -> bool:
+    """Whether the first decisions are better than the second by more than one standard error over the folds."""
+    fold = folds_of(len(true))
+    parts = [fold == number for number in range(fold.max() + 1)]
+    gains = [measure(true[p], first[p], objective) - measure(true[p], second[p], objective) for p in parts]
+    return bool(np.mean(gains) > np.std(gains, ddof=1) / len(gains) ** 0.5)
 
 
 def sampled_rows(rows: int) -> np.ndarray:

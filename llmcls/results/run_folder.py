@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.baseline_store import BaselineStore
 from llmcls.recipe.differences import differing_keys
 from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
@@ -146,9 +147,14 @@ class ExperimentFolder:
         return self.path / "summary.json"
 
     @property
-    def baselines(self) -> Path:
-        """The metrics of the baselines."""
-        return self.path / "baselines.json"
+    def baselines(self) -> BaselineStore:
+        """The metrics and the decisions of the baselines."""
+        return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")
+
+    @property
+    def probe(self) -> Path:
+        """The linear probe of the frozen model, for all seeds."""
+        return self.path / "probe.safetensors"
 
 
 def refuse_conflict(folder: RunFolder, recipe: Recipe, seed: int) -> None:

@@ -29,7 +29,7 @@ from llmcls.engine.accelerator import (
     unwrapped,
 )
 from llmcls.engine.agreement import first_process_first, from_main
-from llmcls.evaluation.baselines import cached_baselines
+from llmcls.evaluation.baselines import store_baselines
 from llmcls.evaluation.calibration import save_calibration
 from llmcls.evaluation.scoring import make_scorer
 from llmcls.evaluation.thresholds import save_thresholds
@@ -52,6 +52,7 @@ from llmcls.training.recomputation import needed_gib, settle_recomputation
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
 from llmcls.training.tracking import RunLog
+from llmcls.training.warm_start import warm_start
 
 # Named explicitly, because as a command this module is called "__main__".
 log = logging.getLogger("llmcls.train")
@@ -96,28 +97,20 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         claim_run_folder(run, recipe, seed, accelerator)
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
-    baselines = None
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
-            baselines = cached_baselines(recipe, inputs.labels, experiment.baselines)
+            store_baselines(recipe, inputs.labels, experiment.baselines)
     for run, seed in zip(runs, recipe.exp.seeds, strict=True):
         if from_main(accelerator, run.metrics.exists()):
             log.info("seed %d: already finished, nothing to do (%s)", seed, run.path)
             continue
-        train_one_seed(recipe, seed, run, inputs, baselines, accelerator)
+        train_one_seed(recipe, seed, run, inputs, accelerator)
     if accelerator.is_main_process:
-        summary = write_summary(experiment, runs, baselines)
+        summary = write_summary(experiment, runs)
         log.info("summary: %s\n%s", experiment.summary, summary)
 
 
-def train_one_seed(
-    recipe: Recipe,
-    seed: int,
-    run: RunFolder,
-    inputs: Inputs,
-    baselines: dict[str, Any] | None,
-    accelerator: Accelerator,
-) -> None:
+def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, accelerator: Accelerator) -> None:
     """Train one seed, or resume it, and write everything in its run folder.
 
     Parameters
@@ -128,8 +121,6 @@ def train_one_seed(
         Claimed for this recipe and seed.
     inputs : Inputs
         The data, loaded once for all seeds.
-    baselines : dict, optional
-        Metrics by baseline and split, for the report.
     accelerator : Accelerator
     """
     set_seed(seed)
@@ -167,6 +158,8 @@ def train_one_seed(
             log.info("optimizer steps keep the %d texts that the run started with", progress.global_batch_size)
     scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
     try:
+        if not progress.step:
+            warm_start(setup, model, scorer, inputs)
         train_loop(setup, model, optimizer, scorer, progress)
         load_best(run, accelerator, model)
         saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
@@ -183,7 +176,7 @@ def train_one_seed(
             if accelerator.is_main_process:
                 save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
                 save_calibration(run.calibration, final.calibration)
-                write_report(run, recipe_of_run(recipe, seed), final.metrics, baselines)
+                write_report(run, recipe_of_run(recipe, seed), final.metrics)
                 # Written last: its presence says that the run is finished.
                 write_json(run.metrics, final.metrics)
     finally:

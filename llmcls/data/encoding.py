@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from llmcls.common.user_error import UserError
@@ -104,6 +105,20 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
         parts = [before + part + after for part in _truncate(body, room, data)]
         encoded.append([i for part in parts for i in part] or fallback)
     return encoded
+
+
+def label_texts(label_names: list[str], data: DataSection) -> list[str]:
+    """A text for each label: the words of its name and, if the recipe has one, its description.
+
+    Examples
+    --------
+    >>> data = DataSection("mail", "train.csv", ["topic"], label_descriptions={"card_arrival": "where is my new card"})
+    >>> label_texts(["card_arrival", "top-up/failed"], data)
+    ['card arrival: where is my new card', 'top up failed']
+    """
+    descriptions = data.label_descriptions or {}
+    words = [re.sub(r"[\W_]+", " ", name).strip() or name for name in label_names]
+    return [f"{w}: {descriptions[n]}" if n in descriptions else w for w, n in zip(words, label_names, strict=True)]
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

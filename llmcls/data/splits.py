@@ -173,6 +173,19 @@ def tokenize_split(
     return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window)
 
 
+def some_rows(split: Split, rows: int, seed: int) -> Split:
+    """At most ``rows`` rows of a split with labels, drawn with the seed, in their order. The ids are those of all."""
+    if rows >= len(split):
+        return split
+    chosen = np.sort(np.random.default_rng(seed).choice(len(split), rows, replace=False))
+    return dataclasses.replace(
+        split,
+        tokens=[split.tokens[row] for row in chosen],
+        lengths=split.lengths[chosen],
+        labels=split.known_labels[chosen],
+    )
+
+
 def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
     """Log the size of a split and the share of truncated texts, and warn about labels without a positive row.
 

@@ -102,6 +102,11 @@ class ModelSection:
         "last", "What the head of a decoder reads: the last token, the mean of all tokens, or a learned mean."
     )
     bidirectional: bool = _key(False, "Every token of a decoder sees the whole text. Needs packed micro-batches.")
+    head_init: Literal["random", "probe", "label_text", "auto"] = _key(
+        "random",
+        "What the head starts from: random weights, a linear probe of the frozen model on the training texts and the "
+        "words of the labels, or those words alone. `auto`: the probe, where it is quick and the head is linear.",
+    )
 
 
 @dataclass
@@ -194,7 +199,9 @@ class ExpSection:
     run_name: str | None = _key(None, "One more folder level, to keep variants apart.")
     overwrite: bool = _key(False, "Replace runs of another recipe. A run of the same recipe resumes, or is kept.")
     baselines: bool | None = _key(
-        None, "Train a majority and a TF-IDF baseline on the same splits. Default: where it is quick."
+        None,
+        "Baselines on the same splits: majority, TF-IDF, and a linear probe of the frozen model. Default: those that "
+        "are quick, and the probe wherever the head starts from it.",
     )
 
 

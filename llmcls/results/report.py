@@ -13,13 +13,13 @@ from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
-from llmcls.results.run_folder import RunFolder
+from llmcls.results.run_folder import ExperimentFolder, RunFolder
 
 # Baselines, as in baselines.json, to their names in tables.
-BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear"}
+BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear", "probe": "frozen + linear probe"}
 
 
-def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baselines: dict[str, Any] | None) -> None:
+def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any]) -> None:
     """Write the report of a run, a page that needs no other file.
 
     Parameters
@@ -28,9 +28,8 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baseli
     recipe : Recipe
     metrics : dict
         The content of metrics.json.
-    baselines : dict, optional
-        Metrics by baseline and split.
     """
+    baselines = shown_baselines(run.experiment, recipe)
     splits: list[str] = [s for s in ("train", "validation", "test") if s in metrics]
     model = recipe.model.model_name
     name = Path(model).name if Path(model).is_dir() else model
@@ -71,20 +70,23 @@ def render_report(run: RunFolder) -> Path:
         If there is no run in the folder, or it is not finished.
     """
     labels_of(run)
-    saved = run.experiment.baselines
-    baselines = read_json(saved)["baselines"] if saved.exists() else None
-    write_report(run, load_recipe(run.recipe), read_json(run.metrics), baselines)
+    write_report(run, load_recipe(run.recipe), read_json(run.metrics))
     return run.report
 
 
-def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any] | None) -> str:
+def shown_baselines(experiment: ExperimentFolder, recipe: Recipe) -> dict[str, Any]:
+    """The metrics of the stored baselines, by baseline and split; none if the recipe wants none."""
+    return {} if recipe.exp.baselines is False else experiment.baselines.read()
+
+
+def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any]) -> str:
     """HTML tables of the metrics of a run; the last of ``splits`` is shown in detail."""
     shown = splits[-1]
     shown_metrics = metrics[shown]
     parts = []
     if "intervals" in shown_metrics:
         at_half = metrics["at_half"][shown]
-        others = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
+        others = {n: b[shown] for n, b in baselines.items() if shown in b}
         rows = [
             [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half.get(name))]
             + [format_number(b.get(name)) for b in others.values()]

@@ -14,6 +14,7 @@ import yaml
 
 from llmcls.common.folder_names import folder_name_problem
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.baseline_store import BaselineStore
 from llmcls.recipe.differences import differing_keys
 from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import SECTIONS, Recipe
@@ -161,9 +162,14 @@ class ExperimentFolder:
         return self.path / "summary.json"
 
     @property
-    def baselines(self) -> Path:
-        """The metrics of the baselines."""
-        return self.path / "baselines.json"
+    def baselines(self) -> BaselineStore:
+        """The metrics and the decisions of the baselines."""
+        return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")
+
+    @property
+    def probe(self) -> Path:
+        """The linear probe of the frozen model, for all seeds."""
+        return self.path / "probe.safetensors"
 
 
 def saved_recipe(folder: RunFolder) -> dict[str, Any]:

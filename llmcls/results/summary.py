@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
+from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
-from llmcls.results.report import BASELINE_NAMES, format_number
+from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 
 SUMMARY_METRICS = (
@@ -19,7 +20,7 @@ SUMMARY_METRICS = (
 AT_HALF_METRICS = ("f1_positive", "f1_micro", "f1_macro")
 
 
-def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines: dict[str, Any] | None = None) -> str:
+def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
     """Write summary.json and summary.md of finished runs.
 
     Parameters
@@ -27,8 +28,6 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
     experiment : ExperimentFolder
     runs : list of RunFolder
         All finished.
-    baselines : dict, optional
-        Metrics by baseline and split.
 
     Returns
     -------
@@ -36,6 +35,7 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
         The content of summary.md. The standard deviation is that of a sample (n - 1), and empty for a single seed.
     """
     results = [read_json(run.metrics) for run in runs]
+    baselines = shown_baselines(experiment, load_recipe(runs[0].recipe))
     splits = [s for s in ("validation", "test") if all(s in r for r in results)]
     if not splits and all("train" in r for r in results):
         splits = ["train"]
@@ -48,7 +48,7 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder], baselines
     write_json(experiment.summary_json, summary)
     lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
     for split in splits:
-        others = {BASELINE_NAMES[n]: b[split] for n, b in (baselines or {}).items() if split in b}
+        others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}
         header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]
         lines += ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
         for name, entry in summary[split].items():
@@ -97,6 +97,5 @@ def render_summary(runs: list[RunFolder]) -> Path:
         The file summary.md.
     """
     experiment = runs[0].experiment
-    saved = read_json(experiment.baselines)["baselines"] if experiment.baselines.exists() else None
-    write_summary(experiment, runs, saved)
+    write_summary(experiment, runs)
     return experiment.summary

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmcls.data.labels import multi_hot
-from llmcls.data.splits import Split
+from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
 from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.rule_comparison import compare_rules
@@ -129,15 +129,7 @@ def training_sample(train_split: Split, rows: int, seed: int) -> Split | None:
     """Up to ``rows`` training rows, drawn with the seed: enough to see over-fitting. None for no rows."""
     if rows == 0:
         return None
-    if rows >= len(train_split):
-        return train_split
-    chosen = np.sort(np.random.default_rng(seed).choice(len(train_split), rows, replace=False))
-    return replace(
-        train_split,
-        tokens=[train_split.tokens[row] for row in chosen],
-        lengths=train_split.lengths[chosen],
-        labels=train_split.known_labels[chosen],
-    )
+    return some_rows(train_split, rows, seed)
 
 
 def _decide(setup: TrainingSetup, logits: np.ndarray | None) -> tuple[Thresholds, Calibration]:

@@ -5,28 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer
 
 from llmcls.common.user_error import UserError
 from llmcls.model.build import build_classifier, load_trained_classifier
 from llmcls.model.pretrained import quantized_layers
 from llmcls.recipe.load import load_recipe
 from tests.model.helpers import CPU, LABELS, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
-
-
-@pytest.fixture
-def tiny_bert(tiny_llama: Path, tmp_path: Path) -> Path:
-    """An encoder with learned positions and without a pooler, as masked-language checkpoints are."""
-    folder = tmp_path / "tiny-bert"
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

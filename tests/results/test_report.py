@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.baseline_store import Baseline
 from llmcls.recipe.load import load_recipe
 from llmcls.results.report import format_number, render_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
@@ -67,23 +68,26 @@ def test_names_are_escaped(run: RunFolder) -> None:
 
 
 def test_baselines_are_columns_of_the_result(run: RunFolder) -> None:
-    metrics = read_json(run.metrics)
-    baselines = {name: {"test": dict.fromkeys(("f1_micro", "f1_macro", "accuracy"), 0.1234)} for name in ("majority",)}
-    write_report(run, load_recipe(run.recipe), metrics, baselines)
+    measured = {"test": dict.fromkeys(("f1_micro", "f1_macro", "accuracy"), 0.1234)}
+    run.experiment.baselines.write("texts", "key", {"majority": Baseline(measured, {})})
+    recipe = load_recipe(run.recipe)
+    write_report(run, replace(recipe, exp=replace(recipe.exp, baselines=None)), read_json(run.metrics))
     page = run.report.read_text(encoding="utf-8")
     assert "<th>majority</th>" in page
     assert "0.1234" in page
+    write_report(run, recipe, read_json(run.metrics))
+    assert "<th>majority</th>" not in run.report.read_text(encoding="utf-8"), "this recipe wants none"
 
 
 def test_a_run_that_evaluated_nothing_has_a_report_too(run: RunFolder) -> None:
     metrics = {k: v for k, v in read_json(run.metrics).items() if k not in ("validation", "test")}
-    write_report(run, load_recipe(run.recipe), metrics | {"history": [{"step": 1, "train_loss": 0.5}]}, None)
+    write_report(run, load_recipe(run.recipe), metrics | {"history": [{"step": 1, "train_loss": 0.5}]})
     assert "No split was evaluated" in run.report.read_text(encoding="utf-8")
 
 
 def test_another_training_loss_is_labelled(run: RunFolder) -> None:
     recipe = load_recipe(run.recipe)
-    write_report(run, replace(recipe, train=replace(recipe.train, loss="focal")), read_json(run.metrics), None)
+    write_report(run, replace(recipe, train=replace(recipe.train, loss="focal")), read_json(run.metrics))
     # matplotlib keeps the text of a label as a comment beside its outlines.
     assert "validation (cross-entropy)" in run.report.read_text(encoding="utf-8")
 

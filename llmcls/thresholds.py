@@ -9,6 +9,7 @@ from llmcls.common.user_error import UserError
 from llmcls.evaluation.thresholds import Tuning
 from llmcls.recipe.objective import parse_objective
 from llmcls.results.finished_runs import open_run, retune
+from llmcls.results.model_card import render_model_card
 from llmcls.results.report import render_report
 from llmcls.results.run_folder import RunFolder
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     tuning = Tuning(arguments.rule, arguments.metric, arguments.shrinkage, arguments.at_least_one, arguments.value)
     thresholds, changes = retune(run, tuning)
     render_report(run.folder)
+    render_model_card(run.folder)
     for name, value in zip(run.labels.names, thresholds.values, strict=True):
         print(f"  {name:30} {value:.4f}")
     for split, (old, new) in changes.items():

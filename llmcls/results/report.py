@@ -70,9 +70,7 @@ def render_report(run: RunFolder) -> Path:
         If there is no run in the folder, or it is not finished.
     """
     labels_of(run)
-    saved = run.experiment.baselines
-    baselines = read_json(saved)["baselines"] if saved.exists() else None
-    write_report(run, load_recipe(run.recipe), read_json(run.metrics), baselines)
+    write_report(run, load_recipe(run.recipe), read_json(run.metrics), run.experiment.saved_baselines())
     return run.report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from llmcls.common.files import read_json
 from llmcls.common.folder_names import folder_name_problem
 from llmcls.common.user_error import UserError
 from llmcls.recipe.differences import differing_keys
@@ -89,6 +90,11 @@ class RunFolder:
         return self.model / "labels.json"
 
     @property
+    def model_card(self) -> Path:
+        """What the model is, how good it is, and how to use it."""
+        return self.model / "README.md"
+
+    @property
     def last_checkpoint(self) -> Path:
         """What a run needs to resume."""
         return self.path / "checkpoints" / "last"
@@ -164,6 +170,11 @@ class ExperimentFolder:
     def baselines(self) -> Path:
         """The metrics of the baselines."""
         return self.path / "baselines.json"
+
+    def saved_baselines(self) -> dict[str, Any] | None:
+        """The metrics in that file, by baseline and split; None without the file."""
+        found: dict[str, Any] | None = read_json(self.baselines)["baselines"] if self.baselines.exists() else None
+        return found
 
 
 def saved_recipe(folder: RunFolder) -> dict[str, Any]:

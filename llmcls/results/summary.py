@@ -80,6 +80,5 @@ def render_summary(runs: list[RunFolder]) -> Path:
         The file summary.md.
     """
     experiment = runs[0].experiment
-    saved = read_json(experiment.baselines)["baselines"] if experiment.baselines.exists() else None
-    write_summary(experiment, runs, saved)
+    write_summary(experiment, runs, experiment.saved_baselines())
     return experiment.summary

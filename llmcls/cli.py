@@ -25,7 +25,7 @@ COMMANDS = {
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
     "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
-    "report": ("After training", "Render report.html and the summary of finished runs again."),
+    "report": ("After training", "Render report.html, the model card and the summary of finished runs again."),
     "export": ("After training", "Export a run as a folder that transformers loads, and prove that it agrees."),
     "folder": ("For job scripts", "Print the folder of a recipe's results."),
     "sweep": ("For job scripts", "Answer one question about a sweep, for slurm/sweep.sh."),

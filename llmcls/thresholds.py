@@ -16,6 +16,7 @@ from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.metric_names import POSITIVE_METRICS, headline, metric_names
 from llmcls.recipe.objective import parse_objective
 from llmcls.results.finished_runs import FinishedRun, open_run, retune
+from llmcls.results.model_card import render_model_card
 from llmcls.results.report import render_report
 from llmcls.results.run_folder import RunFolder
 
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     run = open_run(RunFolder(Path(arguments.run)))
     thresholds, changes = retune(run, _tuning(run, arguments))
     render_report(run.folder)
+    render_model_card(run.folder)
     for name, value in zip(run.labels.names, thresholds.values, strict=True):
         print(f"  {name:30} {value:.4f}")
     reason = f" ({thresholds.reason})" if thresholds.reason else ""

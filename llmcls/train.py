@@ -38,6 +38,7 @@ from llmcls.model.classifier import count_parameters
 from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
+from llmcls.results.model_card import write_model_card
 from llmcls.results.report import write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.summary import write_summary
@@ -177,6 +178,7 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
                 save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
                 save_calibration(run.calibration, final.calibration)
                 write_report(run, recipe_of_run(recipe, seed), final.metrics)
+                write_model_card(run, recipe_of_run(recipe, seed), final.metrics)
                 # Written last: its presence says that the run is finished.
                 write_json(run.metrics, final.metrics)
     finally:

@@ -90,6 +90,11 @@ class RunFolder:
         return self.model / "labels.json"
 
     @property
+    def model_card(self) -> Path:
+        """What the model is, how good it is, and how to use it."""
+        return self.model / "README.md"
+
+    @property
     def last_checkpoint(self) -> Path:
         """What a run needs to resume."""
         return self.path / "checkpoints" / "last"

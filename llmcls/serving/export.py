@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmcls.common.files import read_json, replacing_folder, write_json
+from llmcls.common.files import read_json, replacing_folder, write_json, write_text
 from llmcls.common.user_error import UserError
 from llmcls.evaluation.calibration import Calibration, load_calibration
 from llmcls.evaluation.thresholds import load_thresholds
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained, load_tokenizer
+from llmcls.results.card_usage import Home
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import FinishedRun
+from llmcls.results.model_card import model_card
 from llmcls.results.predictions import read_predictions
 from llmcls.serving.modelling import CLASS, FILE, modelling_source
 
@@ -136,6 +138,7 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
                 "acceptable, or use --dtype float32"
             )
         write_json(folder / "export.json", {"run": run.folder.path.name, **asdict(proof)})
+        write_text(folder / "README.md", model_card(run.folder, Home(target.name, exported=True, proof=str(proof))))
         shutil.move(folder, target)
     return proof
 

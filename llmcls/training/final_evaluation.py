@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcls.data.labels import multi_hot
+from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
 from llmcls.evaluation.metrics import headline_text
@@ -76,6 +76,8 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
         "test": test_split,
     }
     splits = {name: split for name, split in named.items() if split is not None}
+    whole = named | {"train": setup.train_split}
+    metrics["data"] = {name: row_counts(split, setup.labels) for name, split in whole.items() if split is not None}
     logits = {name: score_split(scorer, split) for name, split in splits.items()}
     thresholds, calibration = _decide(setup, logits.get("validation"))
     metrics |= thresholds.described()
@@ -123,6 +125,12 @@ def _warn_if_half_is_better(rules: dict[str, dict[str, Any]], rule: str, metric:
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics that are a single number."""
     return {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
+
+
+def row_counts(split: Split, labels: LabelSpace) -> dict[str, Any]:
+    """The rows of a split, and how many of them have each label."""
+    counts = count_positives(split.known_labels, labels).tolist()
+    return {"rows": len(split), "labels": dict(zip(labels.names, counts, strict=True))}
 
 
 def training_sample(train_split: Split, rows: int, seed: int) -> Split | None:

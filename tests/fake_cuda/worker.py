@@ -105,10 +105,10 @@ def pretend_there_is_a_gpu() -> None:
 
     def to(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         moved = real_to(self, *arguments, **options)
-        if watching and self.device.type == "cpu" and moved.device.type == "cuda":
-            # A copy from pageable memory waits for the stream, and so does one that is not asked not to.
-            if not (options.get("non_blocking") and any(self is tensor for tensor in pinned)):
-                synchronisations[f"pageable copy {where()}"] += 1
+        to_gpu = watching and self.device.type == "cpu" and moved.device.type == "cuda"
+        # A copy from pageable memory waits for the stream, and so does one that is not asked not to.
+        if to_gpu and not (options.get("non_blocking") and any(self is tensor for tensor in pinned)):
+            synchronisations[f"pageable copy {where()}"] += 1
         return moved
 
     torch.Tensor.to = to

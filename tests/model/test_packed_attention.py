@@ -138,7 +138,9 @@ def test_on_a_gpu_the_fastest_attention_that_runs_is_taken(
 
     # A stand-in for a GPU: its tensors are on the CPU.
     monkeypatch.setattr(torch, "linspace", lambda *a, device, **options: linspace(*a, **options))
-    monkeypatch.setattr(packed_attention, "make_pack", lambda lengths, _, flash: make_pack_on(lengths, CPU, flash=flash))
+    monkeypatch.setattr(
+        packed_attention, "make_pack", lambda lengths, _, flash: make_pack_on(lengths, CPU, flash=flash)
+    )
     monkeypatch.setattr(packed_attention, "attention", fake)
     assert choose_kernel(HeadShape(4, 2, 100, 100), torch.device("cuda"), torch.bfloat16) == expected
 

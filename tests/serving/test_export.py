@@ -38,6 +38,10 @@ def test_a_run_travels_with_the_same_answers(trained_once: Experiment, tmp_path:
     config = read_json(tmp_path / "out" / "config.json")
     assert list(config["id2label"].values()) == run.labels.names
     assert config["problem_type"] == "multi_label_classification"
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in card
+    assert "40 validation rows&#58; largest difference" in card
+    assert f"{read_json(run.folder.metrics)['test']['f1_micro']:.4f}" in card
 
     stored = read_lines(trained_once.runs[0] / "predictions_validation.jsonl")[:3]
     texts = export.read_texts(run.recipe, "validation").texts[:3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 

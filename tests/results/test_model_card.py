@@ -36,7 +36,7 @@ def test_the_card_of_a_run_has_the_numbers_of_its_metrics(trained_once: Experime
     page, metrics = run.model_card.read_text(encoding="utf-8"), read_json(run.metrics)
     shown = tables(page)
     figures = {row[""]: row for row in shown["Results"]}
-    baselines = read_json(run.experiment.baselines)["baselines"]
+    baselines = run.experiment.baselines.read()
     for name, (low, high) in metrics["test"]["intervals"].items():
         assert figures[name]["test"] == f"{metrics['test'][name]:.4f}"
         assert figures[name]["95 % interval"] == f"{low:.4f} to {high:.4f}"
@@ -98,7 +98,7 @@ def test_names_cannot_change_the_card(run: RunFolder) -> None:
 def test_an_adapter_of_a_hub_model_names_its_base(run: RunFolder) -> None:
     recipe = load_recipe(run.recipe)
     recipe = replace(recipe, model=replace(recipe.model, model_name="org/base"))
-    write_model_card(run, recipe, read_json(run.metrics), None)
+    write_model_card(run, recipe, read_json(run.metrics))
     assert ModelCard(run.model_card.read_text(encoding="utf-8")).data.base_model == "org/base"
 
 
@@ -111,7 +111,7 @@ def test_an_exported_folder_says_so(run: RunFolder) -> None:
 
 def test_a_run_that_evaluated_nothing_has_a_card_too(run: RunFolder) -> None:
     metrics = {k: v for k, v in read_json(run.metrics).items() if k not in ("validation", "test", "data")}
-    write_model_card(run, load_recipe(run.recipe), metrics, None)
+    write_model_card(run, load_recipe(run.recipe), metrics)
     page = run.model_card.read_text(encoding="utf-8")
     assert "No split was evaluated." in page
     assert ModelCard(page).data.eval_results is None

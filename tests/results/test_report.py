@@ -46,7 +46,7 @@ def test_a_report_has_results_of_the_last_split_with_intervals_and_labels(run: R
 def test_a_report_says_which_rule_decided_and_what_the_others_would_reach(run: RunFolder) -> None:
     metrics = read_json(run.metrics)
     metrics["thresholds"] = {"rule": "joint", "metric": "f1_micro", "reason": "0.7 against 0.6 at 0.5"}
-    write_report(run, load_recipe(run.recipe), metrics, None)
+    write_report(run, load_recipe(run.recipe), metrics)
     page = run.report.read_text(encoding="utf-8")
     assert "Thresholds: joint, tuned on validation for f1_micro (0.7 against 0.6 at 0.5)." in page
     for rule, words in (("per_class", "per_class (f1_macro)"), ("joint", "joint (f1_micro)"), ("fixed", "0.5")):
@@ -59,7 +59,7 @@ def test_the_curve_of_the_metric_has_its_value_at_one_half_beside_it(run: RunFol
     assert "<!-- at 0.5 -->" not in render_report(run).read_text(encoding="utf-8")
     metrics = read_json(run.metrics)
     metrics["history"][0]["at_half"] = {"f1_micro": 0.0}
-    write_report(run, load_recipe(run.recipe), metrics, None)
+    write_report(run, load_recipe(run.recipe), metrics)
     assert "<!-- at 0.5 -->" in run.report.read_text(encoding="utf-8")
 
 

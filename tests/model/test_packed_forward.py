@@ -206,11 +206,11 @@ def test_a_model_with_other_states_in_the_trial_is_not_packed(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_trial_sees_a_scale_that_is_four_times_too_large(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
+def test_the_trial_sees_a_scale_that_is_twice_too_large(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
     right = packed_attention.attention
 
     def wrong(query, key, value, pack, scaling, dropout=0.0):
-        return right(query, key, value, pack, 4 * (scaling or query.shape[-1] ** -0.5), dropout)
+        return right(query, key, value, pack, 2 * (scaling or query.shape[-1] ** -0.5), dropout)
 
     monkeypatch.setattr(packed_attention, "attention", wrong)
     with pytest.raises(ValueError, match="other states for packed rows"):

@@ -11,7 +11,7 @@ import traceback
 from dataclasses import dataclass
 
 from llmcls.common.user_error import UserError
-from llmcls.diagnosis.findings import Finding, Subject, fault
+from llmcls.diagnosis.findings import Finding, NotApplicable, Subject, fault, skipped
 
 REPORT_IT = "if the other lines do not explain it, report it with doctor.json"
 
@@ -73,6 +73,8 @@ def run_check(check: Check, subject: Subject) -> tuple[Finding, bool]:
     try:
         finding: Finding = getattr(importlib.import_module(module), function)(subject)
         return finding, False
+    except NotApplicable as reason:
+        return skipped(str(reason)), False
     except UserError as error:
         # Its sentence says what is wrong and, after the last semicolon, what to do.
         found, semicolon, advice = first_line(error).rpartition("; ")

@@ -53,6 +53,10 @@ def skipped(reason: str) -> Finding:
     return Finding("skipped", reason)
 
 
+class NotApplicable(Exception):
+    """Raised in a check that does not apply here; the message says why."""
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is diagnosed.

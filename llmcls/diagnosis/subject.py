@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import LlamaConfig
 
 from llmcls.datasets.products import TOPICS, make_corpus, write_data
-from llmcls.diagnosis.findings import Finding, Subject, ok, warning
+from llmcls.diagnosis.findings import Finding, NotApplicable, Subject, ok, warning
+from llmcls.engine.accelerator import open_accelerator
 from llmcls.model.pretrained import DTYPES, load_config
 from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.schema import DataSection, ExpSection, ModelSection, Recipe, TrainSection
@@ -83,7 +83,9 @@ def miniature_of(subject: Subject) -> Miniature:
 @functools.cache
 def inputs_of(subject: Subject) -> Inputs:
     """Tokenizer, labels and splits of the miniature."""
-    return load_inputs(miniature_of(subject).recipe, PartialState())
+    recipe = miniature_of(subject).recipe
+    # Opened as a training does, because the first one decides about the device of all later ones.
+    return load_inputs(recipe, open_accelerator(recipe))
 
 
 def config_of(subject: Subject) -> Any:
@@ -91,9 +93,11 @@ def config_of(subject: Subject) -> Any:
 
     Raises
     ------
-    UserError
-        If it cannot be loaded.
+    NotApplicable
+        If it cannot be loaded, which is a finding of `usable`.
     """
+    if miniature_of(subject).config is None:
+        raise NotApplicable("the model cannot be loaded; see `recipe`")
     return load_config(recipe_of(subject).model, inputs_of(subject).labels)
 
 
@@ -107,7 +111,7 @@ def usable(subject: Subject) -> Finding:
     shown = Path(name).name if Path(name).is_dir() else name
     if mini.config is None:
         # Loading it again says why it failed, and what to do.
-        config_of(subject)
+        load_config(recipe.model, inputs_of(subject).labels)
     missing = [path for path in recipe.data.files().values() if not Path(path).is_file()]
     found = f"{shown} ({mini.config.model_type}), {recipe.model.problem_type}"
     if missing:

@@ -59,13 +59,11 @@ def libraries(subject: Subject) -> Finding:
         return fault("; ".join(found), f"run `pip install --upgrade {install}`", installed=installed)
     shown = ", ".join(f"{n} {installed[n]}" for n in ("torch", "transformers", "peft", "accelerate"))
     fitting = sum(number is not None for number in installed.values()) - 4 - len(unused)
-    found_words = f"{shown} and {fitting} more fit" + (
-        f"; not installed (optional): {', '.join(absent)}" if absent else ""
-    )
+    words = f"{shown} and {fitting} more fit" + (f"; not installed (optional): {', '.join(absent)}" if absent else "")
     if unused:
         names = ", ".join(f"{r.name} {installed[r.name]} ({r.specifier} is required)" for r in unused)
-        return warning(f"{found_words}; not fitting: {names}", "upgrade it before you use it", installed=installed)
-    return ok(found_words, installed=installed)
+        return warning(f"{words}; not fitting: {names}", "upgrade it before you use it", installed=installed)
+    return ok(words, installed=installed)
 
 
 def needed_extra(subject: Subject, package: str) -> str | None:

@@ -45,7 +45,7 @@ def run_isolated(checks: Sequence[Check], subject: Subject) -> Iterator[tuple[Ch
             start = time.perf_counter()
             finding, usable = worker.run(check)
             if not usable:
-                worker.stop()
+                worker.stop(patience=0)
                 worker = None
             yield check, finding, time.perf_counter() - start
     finally:
@@ -84,10 +84,10 @@ class _Worker:
             return fault(f"the check ended its process with {ended}{self._last_words()}", _ADVICE_CRASH), False
         return fault(f"it did not end within {check.seconds} s{self._last_words()}", _ADVICE_HANG), False
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, patience: float = 5) -> None:
+        """End the process, at first by closing its connection and waiting some seconds."""
         self._connection.close()
-        self._process.join(5)
+        self._process.join(patience)
         if self._process.is_alive():
             self._process.terminate()
             self._process.join(5)

@@ -23,7 +23,6 @@ from llmcls.diagnosis.memory_fit import memory_of
 from llmcls.diagnosis.subject import config_of, device_of, dtype_of, inputs_of, recipe_of
 from llmcls.engine.accelerator import open_accelerator, prepare, unwrapped
 from llmcls.model.build import build_classifier
-from llmcls.model.memory import shape_of
 from llmcls.model.shrink import shallow
 from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.schema import Recipe
@@ -150,7 +149,7 @@ def _measure(subject: Subject) -> Measured | None:
     recipe, device, config = recipe_of(subject), device_of(subject), config_of(subject)
     scale = SCALES.get(device.type, SCALES["cpu"])
     depth = config.get_text_config().num_hidden_layers
-    in_layer = shape_of(config, recipe).linear / depth
+    in_layer = weights_in_layer(config, recipe.model.trust_remote_code)
     if in_layer > TOO_LARGE:
         return None
     # At least two: the last one is computed at few tokens only.
@@ -192,6 +191,18 @@ def _measure(subject: Subject) -> Measured | None:
         accelerator.free_memory()
     expected = expected_step(recipe, wide, [length] * texts)
     return Measured(layers, depth, texts, length, seconds, (before + after) / 2, largest / GIB, expected)
+
+
+def weights_in_layer(config: Any, trust_remote_code: bool) -> int:
+    """The number of weights that one more layer adds to a model of a configuration."""
+    counts = []
+    for layers in (1, 2):
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(
+                shallow(config, layers, VOCABULARY), trust_remote_code=trust_remote_code
+            )
+        counts.append(sum(p.numel() for p in model.parameters()))
+    return max(1, counts[1] - counts[0])
 
 
 def _small_enough(expected: Expected, device: torch.device) -> bool:

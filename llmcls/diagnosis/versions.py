@@ -38,7 +38,10 @@ def requirements() -> list[tuple[Requirement, str | None]]:
 def libraries(subject: Subject) -> Finding:
     """Whether the installed versions are those that the project requires."""
     installed: dict[str, str | None] = {}
-    wrong, missing, absent, unused = [], [], [], []
+    wrong: list[Requirement] = []
+    missing: list[Requirement] = []
+    unused: list[Requirement] = []
+    absent: list[str] = []
     for requirement, extra in requirements():
         name = requirement.name
         try:

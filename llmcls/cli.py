@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
     "predict": ("Train and predict", "Classify the texts of a table with a trained run."),
     "check": ("Before training", "Check a recipe, its data and its model, without training."),
+    "doctor": ("Before training", "Find out whether training works on this machine."),
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
     "rehearse": ("Before training", "Try a multi-GPU profile on CPU processes, with the recipe in miniature."),
     "prepare": ("Before training", "Write a known dataset, or any dataset of the hub, as CSV files."),

@@ -163,7 +163,7 @@ def try_packing(network: Any, request: PackingRequest) -> PackedForward | None:
     """
     if request.wanted is False:
         return None
-    choice = _choose(network, _head_shape(network.config), request)
+    choice = _choose(network, head_shape(network.config), request)
     on_gpu = request.device.type != "cpu"
     if choice.kernel is None:
         if request.wanted:
@@ -190,7 +190,7 @@ def packing_in_words(config: Any, request: PackingRequest) -> str:
         return "padded (train.packing is false)"
     with torch.random.fork_rng(devices=[]):
         network = AutoModelForSequenceClassification.from_config(shrink(config))
-    choice = _choose(network, _head_shape(config), request)
+    choice = _choose(network, head_shape(config), request)
     if choice.kernel is None:
         return f"padded: {choice.reason}"
     return "packed, flash attention" if choice.kernel == "flash" else f"packed, attention text by text: {choice.reason}"
@@ -286,7 +286,7 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
     return None
 
 
-def _head_shape(config: Any) -> HeadShape:
+def head_shape(config: Any) -> HeadShape:
     """The attention heads of a configuration."""
     text = config.get_text_config()
     heads = text.num_attention_heads

@@ -42,8 +42,34 @@ def shrink(config: Any) -> Any:
         # Configurations map common names to their own: setting hidden_size of GPT-2 sets n_embd.
         if getattr(text, name, None) is not None:
             setattr(text, name, value)
-    for name, value in vars(text).items():
-        # Settings per layer, such as layer_types. Keep the last ones, because `PackedForward` changes the last layer.
-        if isinstance(value, list) and len(value) == depth:
-            setattr(text, name, value[-LAYERS:])
+    _cut_settings_per_layer(text, depth, LAYERS)
     return small
+
+
+def shallow(config: Any, layers: int, vocabulary: int) -> Any:
+    """Copy a `transformers` configuration with fewer layers and a smaller vocabulary, but layers of the real width.
+
+    Parameters
+    ----------
+    config : `transformers` configuration
+    layers : int
+    vocabulary : int
+        Number of tokens. Special tokens beyond it become token 0.
+    """
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    depth = text.num_hidden_layers
+    text.num_hidden_layers, text.vocab_size = min(layers, depth), min(vocabulary, text.vocab_size)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        token = getattr(text, name, None)
+        if isinstance(token, list) or (token is not None and token >= text.vocab_size):
+            setattr(text, name, 0)
+    _cut_settings_per_layer(text, depth, text.num_hidden_layers)
+    return short
+
+
+def _cut_settings_per_layer(text: Any, depth: int, layers: int) -> None:
+    """Keep the last entries of settings per layer, such as layer_types: `PackedForward` changes the last layer."""
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == depth:
+            setattr(text, name, value[-layers:])

@@ -150,7 +150,10 @@ def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: 
     """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
     weights = trained_weights(accelerator, model)
     if accelerator.is_main_process:
-        for rank in range(keep, 1, -1):
+        kept = 1
+        while kept < keep and run.best_checkpoint(kept).exists():
+            kept += 1
+        for rank in range(kept, 1, -1):
             newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
             if newer.exists():
                 shutil.rmtree(older, ignore_errors=True)

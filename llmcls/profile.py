@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import find_hardware, read_hardware
 from llmcls.engine.profiles import choose_profile, find_profile, processes_of
 from llmcls.recipe.load import load_recipe
@@ -21,7 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
     parser.add_argument("--json", action="store_true", help="print a JSON object, for programs")
     arguments = parser.parse_intermixed_args(argv)
-    hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    try:
+        hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    except ValueError as error:
+        raise UserError(f"--hardware: {error}") from None
     if arguments.machines:
         hardware = replace(hardware, machines=arguments.machines)
     if arguments.profile:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
+from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
 from llmcls.data.tables import cell_text
 from llmcls.recipe.schema import DataSection
@@ -157,8 +157,8 @@ def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tu
     descriptions = data.label_descriptions or {}
     for name in descriptions:
         if name not in label_names:
-            near = difflib.get_close_matches(name, label_names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
+            near = nearest(name, label_names)
+            hint = f"did you mean {near!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
             raise UserError(f"data.label_descriptions: {name!r} is not a label; {hint}")
     if data.prompt is None:
         return [], []

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode, join_text_fields
 from llmcls.data.labels import LabelSpace, count_positives, read_labels
-from llmcls.data.tables import cell_text, require_columns
+from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import DataSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
 
 def _check_unique_ids(table: datasets.Dataset, column: str, path: str) -> None:
     """Raise a `UserError` if an id occurs twice."""
-    values = table.data.column(column)
+    values = column_texts(table, column)
     counts = pc.value_counts(values)
     duplicates = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(duplicates) == 0:

@@ -6,13 +6,16 @@ Every cell of a CSV or TSV file is read as text, so ids keep leading zeros, and 
 from __future__ import annotations
 
 import csv
-import difflib
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
+from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
 
 
@@ -36,10 +39,12 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
         If the file does not exist, has an unknown extension, cannot be parsed, or has no rows.
     """
     path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        hint = f"; {path.parent} has {near[0]}" if near else ""
-        raise UserError(f"{key}: {path} does not exist{hint}; check the path (relative to the current folder)")
+    if not os.path.isfile(path):
+        others = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+        near = nearest(path.name, others)
+        hint = f"; {path.parent} has {near}" if near else ""
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{key}: {path} {problem}{hint}; check the path (relative to the current folder)")
     kind = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     builder = kind.get(path.suffix.lower())
     if builder is None:
@@ -58,6 +63,9 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
         _check_csv_widths(path, separator, len(columns), key)
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+        if builder != "csv":
+            # Their readers take bytes that are not UTF-8 for text, which fails where the text is used.
+            table.data.validate(full=True)
     except Exception as error:
         cause = error.__cause__ or error
         raise UserError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
@@ -79,7 +87,7 @@ def _csv_header(path: Path, separator: str, key: str) -> list[str]:
         raise _not_utf8(path, key, error) from None
     if not header:
         raise UserError(f"{key}: {path} is empty; its first line must name the columns")
-    duplicates = sorted({c for c in header if header.count(c) > 1})
+    duplicates = sorted(column for column, times in Counter(header).items() if times > 1)
     if duplicates:
         raise UserError(f"{key}: {path} has the column {duplicates[0]!r} twice; rename one of them")
     return header
@@ -133,8 +141,8 @@ def require_columns(table: datasets.Dataset, columns: list[str], path: str, key:
     """
     for column in columns:
         if column not in table.column_names:
-            near = difflib.get_close_matches(column, table.column_names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.column_names[:15])}"
+            near = nearest(column, table.column_names)
+            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(table.column_names[:15])}"
             raise UserError(f"{path} has no column {column!r} ({key}); {hint}")
 
 
@@ -149,6 +157,18 @@ def cell_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     return value if isinstance(value, str) else str(value)
+
+
+def column_texts(table: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    """A column as text, or as the numbers that it holds, for `pyarrow.compute`.
+
+    JSONL files can hold numbers and texts in one column, or lists and objects, which have no functions there.
+    """
+    values = table.data.column(column)
+    if pa.types.is_nested(values.type) or isinstance(values.type, pa.BaseExtensionType):
+        cells = table[column]
+        return pa.chunked_array([[None if cell is None else cell_text(cell) for cell in cells]], type=pa.string())
+    return values
 
 
 def _one_line(error: BaseException) -> str:

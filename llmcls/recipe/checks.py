@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from typing import Any
 
 from llmcls.common.folder_names import folder_name_problem
+from llmcls.common.nearest import nearest
 from llmcls.recipe.metric_names import METRIC_NAMES, POSITIVE_METRICS, metric_names
 from llmcls.recipe.objective import parse_objective
 from llmcls.recipe.schema import Recipe
+
+# Larger counts mean nothing, and do not fit into the integers of numpy and of the tokenizers.
+LARGEST = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -61,6 +66,8 @@ def _check_ranges(recipe: Recipe) -> None:
     for key, value, lowest in at_least:
         if value is not None and not value >= lowest:
             raise recipe.error(key, f"is {value}; it must be at least {lowest}")
+        if value is not None and value > LARGEST:
+            raise recipe.error(key, f"is {value}; it must be at most {LARGEST}")
     between = [
         ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
         ("train.head_learning_rate", train.head_learning_rate, 0, 10, "above 0 and below 10", False),
@@ -80,8 +87,10 @@ def _check_experiment(recipe: Recipe) -> None:
     data, train, exp = recipe.data, recipe.train, recipe.exp
     if not exp.seeds:
         raise recipe.error("exp.seeds", "is empty; give at least one seed")
-    if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0:
-        raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different")
+    if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0 or max(exp.seeds) > LARGEST_SEED:
+        raise recipe.error(
+            "exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different, and at most {LARGEST_SEED}"
+        )
     needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
     needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
@@ -164,7 +173,7 @@ def _check_columns(recipe: Recipe) -> None:
             "data.label_columns",
             f"names {len(data.label_columns)} columns; with data.label_separator it must name a single column",
         )
-    duplicates = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
+    duplicates = sorted(column for column, times in Counter(data.label_columns).items() if times > 1)
     if duplicates:
         raise recipe.error("data.label_columns", f"names {', '.join(duplicates)} twice; remove the duplicates")
     text_columns = data.text_columns()
@@ -190,8 +199,8 @@ def _check_metrics(recipe: Recipe) -> None:
             f"is {name}, which is for binary_classification; this recipe is {problem_type}",
         )
     if name is not None and name not in metric_names(problem_type):
-        near = difflib.get_close_matches(name, METRIC_NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "use f1_micro, or another metric of docs/recipes.md"
+        near = nearest(name, METRIC_NAMES)
+        hint = f"did you mean {near}?" if near else "use f1_micro, or another metric of docs/recipes.md"
         raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not a metric; {hint}")
     try:
         parse_objective(recipe.train.threshold_metric)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from llmcls.common.secrets import keep_secret
+from llmcls.common.strict_yaml import YamlProblem, parse_yaml, read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.recipe.checks import check_recipe
 from llmcls.recipe.convert import convert, describe, unknown
@@ -80,20 +81,17 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The top-level mapping of a recipe file, not checked further."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = read_yaml(path)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {path.parent} contains {', '.join(near[:10])}" if near else ""
         raise UserError(f"{path}: no such recipe file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except YamlProblem as problem:
+        if problem.line is None:
+            raise UserError(f"{path}: the recipe cannot be read: {problem}") from None
+        raise UserError(f"{path}, line {problem.line}: not valid YAML: {problem}") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: the recipe cannot be read: {error}") from None
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"{path}{where}: not valid YAML: {reason}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe needs the sections {', '.join(SECTIONS)}; this file has none")
     return raw
@@ -125,9 +123,9 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         keep_secret(text)
         log.warning("other users of this machine can see %s on the command line; set HF_TOKEN instead", target)
     try:
-        return section, key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        shown = "" if secret else f": {text!r}"
+        return section, key, parse_yaml(text)
+    except YamlProblem as problem:
+        shown = "" if secret else f": {problem} in {text!r}"
         raise UserError(f"command line: the value of {section}.{key} is not valid YAML{shown}") from None
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llmcls.common.folder_names import folder_name_problem
+from llmcls.common.strict_yaml import YamlProblem, read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.evaluation.baseline_store import BaselineStore
 from llmcls.recipe.differences import differing_keys
@@ -186,8 +185,8 @@ def saved_recipe(folder: RunFolder) -> dict[str, Any]:
         If it cannot be read.
     """
     try:
-        saved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        saved = read_yaml(folder.recipe)
+    except (OSError, YamlProblem):
         saved = None
     if not isinstance(saved, dict) or not all(isinstance(saved.get(section), dict) for section in SECTIONS):
         raise UserError(f"{folder.recipe} is damaged, so nobody can say whose run this is; move {folder.path} away")

@@ -154,7 +154,10 @@ def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: 
     with first_process_first(accelerator, accelerator.is_main_process):
         if not accelerator.is_main_process:
             return
-        for rank in range(keep, 1, -1):
+        kept = 1
+        while kept < keep and run.best_checkpoint(kept).exists():
+            kept += 1
+        for rank in range(kept, 1, -1):
             newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
             if newer.exists():
                 shutil.rmtree(older, ignore_errors=True)

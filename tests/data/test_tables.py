@@ -80,3 +80,20 @@ def test_blank_lines_are_not_counted_as_rows(tmp_path: Path) -> None:
     path.write_text("a,b\n\n\n", encoding="utf-8")
     with pytest.raises(UserError, match="has no rows"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b.csv", "x" * 300 + ".csv", "folder.csv"], ids=["NUL", "long", "folder"])
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"does not exist|is not a file"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"text": "\x80"}\n', b'{"text": "\\ud800"}\n', b"[" * 5000], ids=["byte", "surrogate", "deep"]
+)
+def test_json_that_is_no_text_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + text)
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be read as jsonl"):
+        read_table(path)

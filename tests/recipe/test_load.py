@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmcls.recipe.load import load_recipe, recipe_to_dict, recipe_to_yaml
 from tests.helpers import ROOT, refusal
@@ -85,6 +87,56 @@ def test_empty_values_and_sections_mean_the_default(write_recipe) -> None:
     recipe = load_recipe(write_recipe(train__learning_rate=None, train__loss=None))
     assert recipe.train.learning_rate == pytest.approx(2e-4)
     assert recipe.train.loss == "cross_entropy"
+
+
+@pytest.mark.parametrize(
+    "key, text, sentence",
+    [
+        ("train__batch_size", "2026-02-30", "train.batch_size is '2026-02-30'; it must be a whole number"),
+        ("train__batch_size", '!!int "abc"', "line 3: not valid YAML: 'abc' is not a number"),
+        ("train__batch_size", "9" * 5000, "not valid YAML: a number with more than 40 digits"),
+        ("train__batch_size", "[" * 1500 + "]" * 1500, "not valid YAML: values are nested more than 30 deep"),
+        ("train__batch_size", "010", "train.batch_size is '010'; it must be a whole number"),
+        ("train__batch_size", "1:30:20", "train.batch_size is '1:30:20'; it must be a whole number"),
+        ("train__batch_size", "4\n  batch_size: 8", "line 4: not valid YAML: the key 'batch_size' occurs twice"),
+        ("train__batch_size", "x" * 1_000_000, "x...'; it must be a whole number"),
+        ("train__save_total_limit", "1000000000000", "is 1000000000000; it must be at most 2147483647"),
+        ("exp__seeds", "[4294967296]", "exp.seeds is [4294967296]; seeds must be 0 or greater"),
+        ("data__train_csv", '"a\\0.csv"', r"data.train_csv is 'a\x00.csv', which has a character that is no text"),
+        ("data__train_csv", '"\\ud800"', "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_what_was_a_traceback_or_another_value_is_a_sentence(
+    write_recipe, tmp_path: Path, capsys, key: str, text: str, sentence: str
+) -> None:
+    section, _, name = key.partition("__")
+    path = write_recipe(**{key: None})
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del values[section][name]
+    rest = {other: values.pop(other) for other in list(values)}
+    inner = "".join(f"  {k}: {json.dumps(v)}\n" for k, v in rest.pop(section).items())
+    path.write_text(f"# a recipe\n{section}:\n  {name}: {text}\n{inner}{yaml.safe_dump(rest)}", encoding="utf-8")
+    found = refusal(capsys, "folder", path)
+    assert sentence in found
+    assert len(found) < 300
+
+
+def test_a_text_is_taken_as_it_was_written(write_recipe, tmp_path: Path) -> None:
+    path = write_recipe(data__label_columns="LABELS", data__dataset_name="NAME")
+    text = path.read_text(encoding="utf-8").replace("LABELS", "[010, 1.10, 2026-02-03, 1:30]").replace("NAME", "1.10")
+    path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.data.label_columns == ["010", "1.10", "2026-02-03", "1:30"]
+    assert recipe.data.dataset_name == "1.10"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    assert load_recipe(copy).data == recipe.data
+
+
+def test_thousands_of_labels_load(write_recipe) -> None:
+    names = [f"label {i}" for i in range(13_000)]
+    recipe = load_recipe(write_recipe(data__label_columns=names, data__label_descriptions=dict.fromkeys(names, "x")))
+    assert recipe.data.label_columns == names
 
 
 def test_the_saved_copy_reads_back_the_same_and_contains_no_token(write_recipe, tmp_path: Path) -> None:

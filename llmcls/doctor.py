@@ -7,6 +7,7 @@ doctor.json, to attach to a bug report. The exit code is 1 if training would not
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         known = ", ".join(check.name for check in CHECKS)
         raise UserError(f"--only: {', '.join(sorted(unknown))} is not a check; the checks are {known}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("doctor starts the processes that it needs by itself; run it without a launcher such as srun")
     checks = [check for check in CHECKS if not arguments.only or check.name in arguments.only]
     recipe = load_recipe(arguments.recipe, arguments.overrides) if arguments.recipe else None
     with tempfile.TemporaryDirectory(prefix="llmcls-doctor-", ignore_cleanup_errors=True) as folder:

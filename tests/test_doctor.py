@@ -129,6 +129,12 @@ def test_checks_run_in_another_process_and_the_file_goes_to_the_results(write_re
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["doctor.json"]
 
 
+def test_it_refuses_to_run_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="run it without a launcher"):
+        doctor.main([])
+
+
 def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(UserError, match="--only: packign is not a check; the checks are system, driver, torch"):
         doctor.main(["--only", "packign"])

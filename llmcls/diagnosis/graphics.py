@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmcls.diagnosis.findings import Finding, Subject, fault, ok, skipped, warning
 
 SECONDS = 30
+# Where Linux lists what is on the bus, the number of the vendor, and how the class of a graphics card begins.
+PCI, NVIDIA, GRAPHICS = Path("/sys/bus/pci/devices"), "0x10de", "0x03"
 INSTALL_TORCH = (
     "install the build for your driver: run `pip install uv`, then `uv pip install torch --torch-backend=auto`"
     " (or set LLMCLS_TORCH_INDEX and run `python launch/run.py setup`)"
@@ -55,9 +58,22 @@ def find_driver() -> Driver | str | None:
     return Driver(rows[0][0], (int(cuda[1]), int(cuda[2])) if cuda else None, cards)
 
 
+def card_without_driver() -> bool:
+    """Whether Linux sees a graphics card of NVIDIA on the bus."""
+    for device in PCI.glob("*"):
+        vendor, kind = (device / name for name in ("vendor", "class"))
+        if vendor.is_file() and vendor.read_text().strip() == NVIDIA and kind.read_text().startswith(GRAPHICS):
+            return True
+    return False
+
+
 def driver(subject: Subject) -> Finding:
     """The NVIDIA driver and its cards."""
     found = find_driver()
+    if found is None and card_without_driver():
+        return warning(
+            "there is an NVIDIA card, but no driver (nvidia-smi was not found)", "install the driver of the card"
+        )
     if found is None:
         return skipped("no NVIDIA driver (nvidia-smi was not found)")
     if isinstance(found, str):

@@ -67,7 +67,7 @@ def show(results: Iterable[tuple[Check, Finding, float]], console: Console) -> l
     with console.status("starting") as status:
         for check, finding, seconds in results:
             done.append(Result(check, finding, seconds))
-            status.update(f"{check.name} done")
+            status.update(f"{len(done)} checks done")
             colour = COLOURS[finding.status]
             advice = f"\n[italic]{escape(f'-> {finding.advice}')}[/italic]" if finding.advice else ""
             table.add_row(check.name, f"[{colour}]{finding.status}[/{colour}]", escape(finding.found) + advice)

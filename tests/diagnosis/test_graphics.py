@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmcls.diagnosis import graphics
 from llmcls.diagnosis.graphics import Driver, find_driver, has_kernels
 from tests.diagnosis.helpers import find
 
@@ -44,6 +45,19 @@ def test_a_driver_that_does_not_answer_is_a_fault(tmp_path: Path, monkeypatch: p
     found = find("driver", tmp_path)
     assert found.status == "fault"
     assert "has failed because" in found.found
+
+
+def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(graphics, "PCI", tmp_path)
+    for slot, vendor, kind in (("0", "0x8086", "0x030000"), ("1", "0x10de", "0x040300")):
+        (tmp_path / slot).mkdir()
+        (tmp_path / slot / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / slot / "class").write_text(f"{kind}\n")
+    # Intel graphics, and the sound of an NVIDIA card.
+    assert find("driver", tmp_path).status == "skipped"
+    (tmp_path / "1" / "class").write_text("0x030200\n")
+    assert find("driver", tmp_path).advice == "install the driver of the card"
 
 
 def test_hidden_cards_are_a_warning(card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 AVERAGES = ("micro", "macro", "weighted", "samples")
 # Metrics of the second class of a binary task, the one that is looked for.
 POSITIVE_METRICS = (
-    "f1_positive", "precision_positive", "recall_positive", "average_precision_positive", "roc_auc_positive",
+    "f1_positive", "average_precision_positive", "precision_positive", "recall_positive", "roc_auc_positive",
 )  # fmt: skip
 METRIC_NAMES = frozenset(
     ["loss", "accuracy", "hamming_loss", "average_precision_micro", "average_precision_macro", "roc_auc_macro"]

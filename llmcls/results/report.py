@@ -11,12 +11,15 @@ from typing import Any
 from llmcls.common.files import read_json, write_text
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
+from llmcls.recipe.metric_names import headline
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 
 # Baselines, as in baselines.json, to their names in tables.
 BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear", "probe": "frozen + linear probe"}
+# What the table of results begins with. Only binary tasks have metrics of a positive class.
+HEADLINES = (*headline("binary_classification"), *headline("multi_label_classification"))
 
 
 def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any]) -> None:
@@ -85,12 +88,13 @@ def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], basel
     shown_metrics = metrics[shown]
     parts = []
     if "intervals" in shown_metrics:
-        at_half = metrics["at_half"][shown]
+        at_half, intervals = metrics["at_half"][shown], shown_metrics["intervals"]
         others = {n: b[shown] for n, b in baselines.items() if shown in b}
+        first = [name for name in HEADLINES if name in shown_metrics]
         rows = [
-            [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half.get(name))]
-            + [format_number(b.get(name)) for b in others.values()]
-            for name, (low, high) in shown_metrics["intervals"].items()
+            [name, format_number(shown_metrics[name]), _interval(intervals.get(name))]
+            + [format_number(values.get(name)) for values in (at_half, *others.values())]
+            for name in dict.fromkeys([*first, *intervals])
         ]
         header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in others)]
         parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
@@ -115,6 +119,11 @@ def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], basel
             f"<h2>Most frequent confusions ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}"
         )
     return "\n".join(parts)
+
+
+def _interval(limits: list[float] | None) -> str:
+    """The limits of an interval; a dash for a metric without."""
+    return format_number(None) if limits is None else f"{limits[0]:.4f} to {limits[1]:.4f}"
 
 
 def _thresholds(metrics: dict[str, Any], shown: str) -> str:

@@ -10,6 +10,7 @@ from llmcls.common.files import read_json, write_json, write_text
 from llmcls.recipe.load import load_recipe
 from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.verdict import verdict_on
 
 SUMMARY_METRICS = (
     "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro", "accuracy",
@@ -49,8 +50,11 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
                 "values": values,
             }
     summary["training"] = [r["training"] for r in results]
+    verdict = verdict_on(runs)
+    summary["verdict"] = verdict.as_json() if verdict else None
     write_json(experiment.summary_json, summary)
     lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
+    lines += [verdict.sentence(), ""] if verdict else []
     for split in splits:
         others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}
         header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]

@@ -113,13 +113,17 @@ def paired_differences(
     1993, section 10.3; Berg-Kirkpatrick et al. 2012). The runs of each side are resampled too, so that the differences
     include the variance between seeds.
     """
-    rng = np.random.default_rng(seed)
+    rng, rows = np.random.default_rng(seed), len(true)
+    # Rows with the same labels and decisions are drawn together, as in `bootstrap_intervals`.
+    cells = np.packbits(np.concatenate([true, *first, *second], axis=1), axis=1)
+    _, kept, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
+    true, first, second = true[kept], [d[kept] for d in first], [d[kept] for d in second]
     differences: dict[str, list[np.ndarray]] = {}
-    # In blocks, to limit memory: a sample needs one number per row.
+    # In blocks, to limit memory: a sample needs one number per pattern.
     block = max(1, min(resamples, 20_000_000 // max(1, len(true))))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        draws = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), size=size)
+        draws = rng.multinomial(rows, counts / rows, size=size)
         sides = []
         for runs in (first, second):
             values = [resampled(draws, true, decisions) for decisions in runs]

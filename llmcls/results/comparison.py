@@ -6,7 +6,7 @@ seeds of the same recipe, no difference counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,19 +113,42 @@ def compare(
     ------
     UserError
         If labels or rows differ.
-
-    Notes
-    -----
-    The p-value is twice the share of resamples on the other side of zero, which is never exactly 0 (Davison & Hinkley
-    1997, equation 4.11).
     """
     labels = labels_of(first[0])
     for run in (*first, *second):
         if labels_of(run).names != labels.names:
             raise UserError(f"{run.path} has other labels than {first[0].path}; compare runs with the same labels")
     true, decisions = _aligned([*first, *second], split, labels)
-    sides = decisions[: len(first)], decisions[len(first) :]
-    names = interval_names(labels.binary)
+    verdicts = judge(true, decisions[: len(first)], decisions[len(first) :], resamples, labels.binary)
+    return [replace(v, word="noise") if same else v for v in verdicts], len(true)
+
+
+def judge(
+    true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], resamples: int, binary: bool = False
+) -> list[Verdict]:
+    """Compare the decisions of two sides on the same rows.
+
+    Parameters
+    ----------
+    true : bool [rows, labels]
+    first, second : list of bool [rows, labels]
+        The decisions of each run of A and of B.
+    resamples : int
+        Bootstrap resamples.
+    binary : bool
+        Whether the second label is the positive class of a binary task.
+
+    Returns
+    -------
+    list of Verdict
+        One for each metric of `interval_names`.
+
+    Notes
+    -----
+    The p-value is twice the share of resamples on the other side of zero, which is never exactly 0 (Davison & Hinkley
+    1997, equation 4.11).
+    """
+    sides, names = (first, second), interval_names(binary)
     differences = paired_differences(true, *sides, resamples=resamples)
     once = np.ones((1, len(true)), dtype=np.int64)
     verdicts = []
@@ -134,9 +157,9 @@ def compare(
         low, high = np.percentile(differences[name], [2.5, 97.5])
         other_sign = min((differences[name] <= 0).sum(), (differences[name] >= 0).sum())
         p = min(1.0, 2 * (other_sign + 1) / (resamples + 1))
-        word = "noise" if same or p > 0.05 or low <= 0 <= high else ("B is better" if low > 0 else "B is worse")
+        word = "noise" if p > 0.05 or low <= 0 <= high else ("B is better" if low > 0 else "B is worse")
         verdicts.append(Verdict(name, means[0][name], means[1][name], float(low), float(high), float(p), word))
-    return verdicts, len(true)
+    return verdicts
 
 
 def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[np.ndarray]]:

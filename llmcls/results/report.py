@@ -15,6 +15,7 @@ from llmcls.recipe.metric_names import headline
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.verdict import verdict_on
 
 # Baselines, as in baselines.json, to their names in tables.
 BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear", "probe": "frozen + linear probe"}
@@ -43,10 +44,12 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any]) -> Non
         f"{training['samples_per_second']:.1f} samples/s, {training['tokens_per_second']:.0f} tokens/s; "
         f"best after step {metrics['best_step']}"
     )
+    verdict = verdict_on([run])
+    first = f"<p><strong>{html.escape(verdict.sentence())}</strong></p>" if verdict else ""
     body = _evaluated(run, metrics, splits, baselines) if splits else "<p>No split was evaluated.</p>"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
+<h1>{html.escape(title)}</h1>{first}<p>{html.escape(facts)}</p>
 <h2>Training</h2>{_curves(metrics["history"], recipe)}
 {body}
 <h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>

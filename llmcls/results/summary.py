@@ -11,6 +11,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.verdict import verdict_on
 
 SUMMARY_METRICS = (
     *POSITIVE_METRICS, "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro",
@@ -45,8 +46,11 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
         at_half = _over_seeds([r.get("at_half", {}).get(split, {}) for r in results], AT_HALF_METRICS)
         summary[split] |= {f"{name} at 0.5": entry for name, entry in at_half.items()}
     summary["training"] = [r["training"] for r in results]
+    verdict = verdict_on(runs)
+    summary["verdict"] = verdict.as_json() if verdict else None
     write_json(experiment.summary_json, summary)
     lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
+    lines += [verdict.sentence(), ""] if verdict else []
     for split in splits:
         others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}
         header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]

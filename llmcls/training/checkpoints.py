@@ -123,8 +123,9 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     kind = type(torch_optimizer(optimizer)).__name__
     if saved["class"] != kind:
         raise UserError(
-            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on the "
-            "machine and with the version of llmcls that started the run, or remove the folder of the run to start again"
+            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on "
+            "the machine and with the version of llmcls that started the run, or remove the folder of the run to start "
+            "again"
         )
     load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
     return progress

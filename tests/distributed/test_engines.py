@@ -185,7 +185,8 @@ def test_it_is_that_of_texts_taken_one_by_one(trained, alone) -> None:
     # The engines run packed; a budget of one token leaves every text alone, and padding has nothing to pad.
     name, runs = trained
     one_by_one = alone([*ENGINES[name][1], "packing=false", "micro_batch_tokens=1"])[0]
-    assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-4)
+    # The probe that the head starts from is fitted up to a tolerance, from states that are rounded in another order.
+    assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-3)
 
 
 def test_evaluation_counts_every_row_once(trained, products: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def quality_table(results: Results) -> list[str]:
                 cells += ["", "", ""]
             else:
                 mean, low, high, p = difference(ours, values)
-                cells += [f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.3f}"]
+                cells += [f"{mean:+.4f}", *(["", ""] if math.isnan(p) else [f"{low:+.4f} to {high:+.4f}", f"{p:.3f}"])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return lines

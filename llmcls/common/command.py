@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from llmcls.common.secrets import redacted
+from llmcls.common.system_errors import explain_system_error
 from llmcls.common.user_error import UserError
 
 
@@ -35,7 +36,13 @@ def run_command(main: Callable[[], None]) -> None:
     """
     sys.excepthook = _print_redacted
     try:
-        main()
+        try:
+            main()
+        except OSError as error:
+            explained = explain_system_error(error)
+            if explained is None:
+                raise
+            raise explained from error
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             # All ranks find the same error. Rank 0 reports it first, and the launcher then ends the other ranks

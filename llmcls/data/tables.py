@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import pyarrow as pa
 
 from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
+
+DEEPEST_JSON = 100
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
@@ -61,6 +66,8 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
             "features": datasets.Features({c: datasets.Value("string") for c in columns}),
         }
         _check_csv_widths(path, separator, len(columns), key)
+    elif builder == "json":
+        _check_json_rows(path, key)
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
         if builder != "csv":
@@ -118,6 +125,22 @@ def _check_csv_widths(path: Path, separator: str, width: int, key: str) -> None:
         raise _not_utf8(path, key, error) from None
     except csv.Error as error:
         raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; correct that line") from None
+
+
+def _check_json_rows(path: Path, key: str) -> None:
+    """Raise a `UserError` at what ends the process of the reader: a row that is no object, or nested without end."""
+    depth, whole = 0, None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.lstrip(b"\xef\xbb\xbf" if number == 1 else None).lstrip()
+            # A file that begins with a bracket is one list of rows, and not a row in each line.
+            whole = text.startswith(b"[") if whole is None and text else whole
+            if text and depth == 0 and not whole and not text.startswith(b"{"):
+                raise UserError(f'{key}: {path}, line {number} is not an object; write {{"column": value, ...}}')
+            for bracket in _BRACKET.findall(_JSON_STRING.sub(b"", text)):
+                depth += 1 if bracket in b"[{" else -1
+                if depth > DEEPEST_JSON:
+                    raise UserError(f"{key}: {path}, line {number}: values are nested more than {DEEPEST_JSON} deep")
 
 
 def _not_utf8(path: Path, key: str, error: UnicodeDecodeError) -> UserError:

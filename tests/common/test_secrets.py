@@ -39,6 +39,8 @@ def test_tokens_of_the_environment_and_of_the_hub_cache_are_secrets(tmp_path: Pa
 
 def test_no_message_and_no_log_line_contains_a_secret(monkeypatch, capsys) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_in_the_environment")
+    # A handler of an earlier test writes to the stderr of that test.
+    monkeypatch.setattr(logging.getLogger("llmcls"), "handlers", [])
 
     def refused() -> None:
         configure_logging(main_process=True)

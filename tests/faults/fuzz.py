@@ -28,6 +28,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmcls.common.system_errors import explain_system_error
+from llmcls.common.user_error import UserError
+
 LONGEST_MESSAGE, SLOWEST = 300, 2.0
 
 LONG = "x" * 300
@@ -169,8 +172,9 @@ class Fuzzer:
             with _limits():
                 run_case(case)
         except Exception as error:
-            kind = "refused" if type(error).__name__ == "UserError" else "traceback"
-            message = str(error) if kind == "refused" else "".join(traceback.format_exception(error))
+            told = explain_system_error(error) if isinstance(error, OSError) else error
+            kind = "refused" if isinstance(told, UserError) else "traceback"
+            message = str(told) if kind == "refused" else "".join(traceback.format_exception(error))
         return Outcome(number, case.about, kind, message, time.process_time() - start, case.trains)
 
     def _write(self, content: str | bytes, about: str, overrides: list[str] | None = None) -> Case:
@@ -322,7 +326,7 @@ class Fuzzer:
                 rng.randrange(len(lines) + 1),
                 rng.choice(["", "null", "[]", "{}", "1", "[" * 5000, '{"a": ' * 3000, "{", "NaN"]),
             )
-        content = "[" + ",".join(lines) + "]" if odd == 4 else "\n".join(lines) + "\n"
+        content = "[" + ",".join(lines) + "]" if odd == 4 or rng.random() < 0.1 else "\n".join(lines) + "\n"
         return self._table_case(
             rng, rng.choice(["t.jsonl", "t.jsonl", "t.json"]), content.encode(), f"JSONL with odd {changed}"
         )
@@ -443,6 +447,8 @@ def main() -> None:
         logging.disable(logging.CRITICAL)
         outcomes: list[Outcome] = []
         for number in range(arguments.first, arguments.first + arguments.cases):
+            if arguments.show:
+                print(f"running case {number}", flush=True)
             outcome = fuzzer.run(number, check_case)
             outcomes.append(outcome)
             if not outcome.good or arguments.show:

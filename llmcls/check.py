@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from accelerate import PartialState
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.logs import configure_logging
+from llmcls.common.user_error import UserError
 from llmcls.model.cards import find_card
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import ExperimentFolder, refuse_conflict
@@ -30,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--price", type=float, help="price of an hour on the GPU, to estimate the cost of an epoch")
     arguments = parser.parse_intermixed_args(argv)
     card = find_card(arguments.card) if arguments.card else None
+    if arguments.price is not None and card is None and not torch.cuda.is_available():
+        raise UserError("--price needs a card; give --card NAME")
     configure_logging(main_process=True)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     experiment = ExperimentFolder.of(recipe)

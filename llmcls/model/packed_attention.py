@@ -123,6 +123,11 @@ def attention(
             enable_gqa=grouped,
         )  # fmt: skip
         return out[None]
+    if grouped and device_kind(query) != "cpu":
+        # Where there is no flash attention, a GPU has no fast kernel for grouped heads.
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        grouped = False
     # Splitting makes views, and its backward pass is one concatenation; padding would copy in both directions.
     queries = query.split(1 if last_token_only else pack.lengths, dim=2)
     keys, values = key.split(pack.lengths, dim=2), value.split(pack.lengths, dim=2)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 
 from llmcls.common.user_error import UserError
 from llmcls.model.fake_model import KnownValues, fake_classifier, silence, tensors_of
@@ -224,7 +225,8 @@ class StepTracer:
             loss = loss_of(logits, targets).sum() * 0.5
             del logits
             ledger.phase = "backward"
-            loss.backward()
+            # Given a tensor, the call would be one that function modes replace, and none of them would be active in it.
+            torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
 
     def _watch(self, part: nn.Module) -> None:
         """Tell the ledger when a part of a layer is computed again in the backward pass."""

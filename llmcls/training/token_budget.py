@@ -112,15 +112,14 @@ def tokens_that_fit(tracer: StepTracer, gib: float) -> int:
     def needed(texts: int) -> float:
         return memory_of(tracer.cost(MicroBatch((length,) * texts, accumulates=True))).total
 
-    # Memory grows linearly with the texts, once it is the activations that decide. So two traces find the budget, and
-    # another one makes sure of it.
-    small, large = needed(2), needed(8)
-    room = MEMORY_SHARE * gib - small
+    # Memory grows linearly with the number of texts.
+    few, many = 4, 16
+    small, large = needed(few), needed(many)
     texts = 1
-    while 2 * texts * length <= MAX_TOKENS and (2 * texts - 2) * (large - small) / 6 <= room:
+    while 2 * texts * length <= MAX_TOKENS:
+        if small + (2 * texts - few) * (large - small) / (many - few) > MEMORY_SHARE * gib:
+            break
         texts *= 2
-    while texts > 1 and needed(texts) > MEMORY_SHARE * gib:
-        texts //= 2
     return texts * length
 
 

@@ -100,9 +100,12 @@ def test_a_trace_draws_no_random_numbers_and_gives_the_same_twice() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def config_of(kind: str, **changes: Any) -> Any:
+def config_of(kind: str) -> Any:
+    """The configuration of a small model of an architecture: two layers, which is quick to trace."""
     widths = WIDTHS if kind != "bert" else {k: v for k, v in WIDTHS.items() if k != "num_key_value_heads"}
-    return AutoConfig.for_model(kind, vocab_size=100, pad_token_id=0, num_labels=3, **widths, **changes)
+    return AutoConfig.for_model(
+        kind, vocab_size=100, pad_token_id=0, num_labels=3, **(widths | {"num_hidden_layers": 2})
+    )
 
 
 def cost_of(
@@ -114,7 +117,7 @@ def cost_of(
 
 def test_operations_are_those_of_a_count_by_hand() -> None:
     cost = cost_of({"lora_r": 0, "pooling": "mean"})
-    hidden, mlp, layers, keys = 256, 704, 4, 128
+    hidden, mlp, layers, keys = 256, 704, 2, 128
     tokens, pairs = sum(LENGTHS), sum(n * (n + 1) // 2 for n in LENGTHS)
     weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * mlp)
     # Twice in the forward pass, and for the gradients of inputs and of weights, whatever the head adds.
@@ -126,17 +129,18 @@ def test_operations_are_those_of_a_count_by_hand() -> None:
 
 
 def test_recomputing_saves_memory_and_adds_no_useful_operations() -> None:
-    kept, recomputed = cost_of({"use_4bit": True}, {"gradient_checkpointing": False}), cost_of({"use_4bit": True})
-    assert recomputed.activations < 0.5 * kept.activations
+    model = {"use_4bit": True, "pooling": "mean"}
+    kept, recomputed = cost_of(model, {"gradient_checkpointing": False}), cost_of(model)
+    assert recomputed.activations < 0.75 * kept.activations
     assert recomputed.weights == kept.weights
     assert recomputed.flops > 1.3 * kept.flops
     # But for the gradient of the embeddings, which checkpointing asks for.
-    assert recomputed.useful_flops == pytest.approx(kept.useful_flops, rel=0.03)
+    assert recomputed.useful_flops == pytest.approx(kept.useful_flops, rel=0.06)
 
 
 def test_a_four_bit_weight_takes_four_bits_and_a_scale_for_64() -> None:
     plain, four_bit = cost_of(), cost_of({"use_4bit": True}, {"gradient_checkpointing": False})
-    layers = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 704)
+    layers = 2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 704)
     # 8 bits for 64 weights and 32 bits for 256 of these scales; the tables of values are small.
     saved = layers * (2 - 0.5 - 1 / 64 - 4 / (64 * 256))
     assert plain.weights - four_bit.weights == pytest.approx(saved, rel=0.02)
@@ -146,10 +150,10 @@ def test_a_four_bit_weight_takes_four_bits_and_a_scale_for_64() -> None:
 @pytest.mark.parametrize(
     "model, train, kind, packs",
     [
-        ({}, {"packing": False}, "llama", False),
         ({"lora_variant": "dora"}, {}, "llama", True),
         ({"pooling": "mean"}, {"packing": False}, "llama", False),
         ({"problem_type": "single_label_classification"}, {"loss": "focal", "pos_weight": "balanced"}, "qwen3", True),
+        ({"torch_dtype": "float32"}, {"gradient_checkpointing": True}, "llama", True),
         ({}, {}, "gemma3_text", True),
         ({}, {}, "bert", False),
     ],
@@ -159,11 +163,13 @@ def test_every_way_of_training_can_be_traced(model, train, kind: str, packs: boo
     cost = tracer.cost(MicroBatch(LENGTHS))
     assert tracer.packs is packs
     names = {kernel.name for kernel, _ in cost.kernels}
-    assert ("_varlen_attn" in names) is packs
+    # Flash attention has no float32; each text then has its own kernel.
+    assert ("_varlen_attn" in names) is (packs and "torch_dtype" not in model)
+    assert ("_scaled_dot_product_efficient_attention" in names) is (kind == "bert" or "torch_dtype" in model)
     # No kernel of a GPU stores the scores of attention.
-    assert not names & {"_softmax", "_safe_softmax", "_scaled_dot_product_flash_attention_for_cpu"}
+    assert not names & {"bmm", "_softmax", "_safe_softmax", "_scaled_dot_product_flash_attention_for_cpu"}
     assert cost.useful_flops > 0
-    assert cost.layers == 4
+    assert cost.layers == 2
 
 
 def test_windows_and_gradients_of_earlier_micro_batches_are_counted() -> None:

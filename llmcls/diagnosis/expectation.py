@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from llmcls.model.memory import CONTEXT_GIB, estimate, shape_of
+import torch
+
+from llmcls.diagnosis.findings import NotApplicable
+from llmcls.model.memory import GIB
+from llmcls.model.stand_in import kind_of
+from llmcls.model.step_trace import MicroBatch, StepTracer, TraceError
 from llmcls.recipe.schema import Recipe
 
-# The estimate from shapes leaves out what layers keep in float32 and the inputs of the adapter.
-SLACK = 1.8
+# By how much a real step may exceed a traced one: kernels have buffers of their own, and allocators leave gaps.
+SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Expected:
     flops: float
 
 
-def expected_step(recipe: Recipe, config: Any, lengths: list[int]) -> Expected:
-    """The expected cost of a step over texts of these lengths.
+def expected_step(recipe: Recipe, config: Any, lengths: list[int], device: torch.device) -> Expected:
+    """The expected cost of a step over texts of these lengths, from a trace of the model.
 
     Parameters
     ----------
@@ -41,23 +46,16 @@ def expected_step(recipe: Recipe, config: Any, lengths: list[int]) -> Expected:
         Of the model.
     lengths : list of int
         Tokens of each text.
+    device : torch.device
+        Where the step runs.
 
-    Returns
-    -------
-    Expected
-
-    Notes
-    -----
-    A token takes two operations for each weight in the forward pass and two for the gradient of the input; full
-    fine-tuning takes two more for the gradient of the weight. Causal attention takes 2 x length^2 x width per layer in
-    the forward pass, and twice that in the backward pass (Kaplan et al. 2020, "Scaling Laws", table 1).
+    Raises
+    ------
+    NotApplicable
+        If the model cannot be traced.
     """
-    shape = shape_of(config, recipe)
-    sized = replace(recipe, train=replace(recipe.train, micro_batch_tokens=sum(lengths)))
-    peak = estimate(shape, sized, "none", 1).total - CONTEXT_GIB
-    passes = 3 if recipe.model.lora_r == 0 else 2
-    # With the last token as the state of a text, the last layer computes little more than keys and values.
-    computed = shape.layers - (recipe.model.pooling == "last" and shape.layers > 1)
-    linear = 2 * passes * shape.linear / shape.layers * sum(lengths)
-    attention = 3 * 2 * shape.hidden * sum(length**2 for length in lengths)
-    return Expected(peak, SLACK, computed * (linear + attention))
+    try:
+        cost = StepTracer(recipe, config, kind_of(device)).cost(MicroBatch(tuple(lengths)))
+    except TraceError as error:
+        raise NotApplicable(f"the model cannot be traced ({error})") from error
+    return Expected(cost.peak / GIB, SLACK, float(cost.useful_flops))

@@ -160,7 +160,7 @@ def _measure(subject: Subject) -> Measured | None:
     wide = shallow(config, layers, VOCABULARY)
     length = min(recipe.data.max_length, scale.tokens)
     texts = max(1, min(global_batch_size(recipe, 1) * length, scale.tokens) // length)
-    while texts > 1 and not _small_enough(expected_step(recipe, wide, [length] * texts), device):
+    while texts > 1 and not _small_enough(expected_step(recipe, wide, [length] * texts, device), device):
         texts //= 2
     recipe = _with_model(subject, wide, length)
     accelerator = open_accelerator(recipe)
@@ -192,7 +192,7 @@ def _measure(subject: Subject) -> Measured | None:
         largest = _peak(device, model, optimizer, run)
     finally:
         accelerator.free_memory()
-    expected = expected_step(recipe, wide, [length] * texts)
+    expected = expected_step(recipe, wide, [length] * texts, device)
     return Measured(layers, depth, texts, length, seconds, (before + after) / 2, largest / GIB, expected)
 
 

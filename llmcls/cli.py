@@ -21,7 +21,7 @@ COMMANDS = {
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
     "rehearse": ("Before training", "Try a multi-GPU profile on CPU processes, with the recipe in miniature."),
     "prepare": ("Before training", "Write a known dataset, or any dataset of the hub, as CSV files."),
-    "quickstart": ("Before training", "Make a demo data set and a tiny model, without a network."),
+    "quickstart": ("Before training", "Write the demo's data and get its pretrained model."),
     "scratch": ("Before training", "Write a small random decoder and a tokenizer for the texts of a recipe."),
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),

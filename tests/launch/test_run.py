@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from llmcls.model.memory import model_billions
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import ExperimentFolder
 from tests.helpers import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -123,3 +126,50 @@ def test_the_wrappers_are_one_line_that_calls_python() -> None:
     assert script == '#!/bin/sh\nexec "${PYTHON:-python3}" "$(dirname "$0")/run.py" "$@"\n'
     done = subprocess.run(["sh", LAUNCH / "run.sh", "train", "none.yaml"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
+
+
+@pytest.fixture
+def run_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """launch/run.py as a module; the commands that it would start are in its list ``started``."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("llmcls_launch_run", LAUNCH / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    started: list[list[str]] = []
+    monkeypatch.setattr(module, "execute", lambda command: started.append(command[1:]) or 0)
+    monkeypatch.setattr(module, "choose", lambda _: {"file": "accel_configs/cpu.yaml", "processes": 1})
+    module.started = started
+    return module
+
+
+@pytest.mark.parametrize(
+    "model, recipe, data, results",
+    [
+        ("smollm2-135m", "quickstart", "demo/data", "outputs/smollm2-135m/messages"),
+        ("tiny-llama", "quickstart_tiny", "demo/products", "outputs/tiny-llama/products"),
+    ],
+)
+def test_the_demo_trains_the_recipe_of_the_model_that_the_quickstart_got(
+    run_module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    model: str,
+    recipe: str,
+    data: str,
+    results: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / model).mkdir(parents=True)
+    assert run_module.demo() == 0
+    first, train, predict = run_module.started
+    assert first == ["-m", "llmcls.quickstart", "--out", "demo"]
+    assert train[-3:] == ["-m", "llmcls.train", f"recipes/{recipe}.yaml"]
+    assert predict[2:6] == ["--recipe", f"recipes/{recipe}.yaml", "--input", f"{data}/test.csv"]
+    said = capsys.readouterr().out
+    assert f"{results}/summary.md" in said
+    values = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    assert values.data.train_csv == f"{data}/train.csv"
+    assert ExperimentFolder.of(values).path == Path(results)

@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--main-port", type=int, default=29500)
     train.add_argument("--model-size", help="such as 8B, to choose the profile; read from the recipe if left out")
     train.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
+    train.add_argument("--gpus-per-node", type=int, help="the hardware in short: GPUs of each machine; 0 for CPUs")
+    train.add_argument("--gpu-memory", type=float, metavar="GIB", help="with --gpus-per-node: memory of each GPU")
     train.add_argument("--dry-run", action="store_true", help="print the command without running it")
     train.add_argument("--slurm", action="store_true", help="submit slurm/train.sh instead of running here")
     arguments, unknown = parser.parse_known_args(argv)
@@ -138,7 +140,16 @@ def train_command(arguments: argparse.Namespace) -> int:
         "--machines": arguments.machines,
         "--model-size": arguments.model_size,
         "--hardware": arguments.hardware,
+        "--gpus": arguments.gpus_per_node,
+        "--gpu-memory": arguments.gpu_memory,
     }
+    if arguments.slurm and arguments.hardware is None and arguments.gpus_per_node is None:
+        print(
+            "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4 "
+            "--gpu-memory 80, or --gpus-per-node 4 --profile ddp, or --gpus-per-node 0, or --hardware FILE",
+            file=sys.stderr,
+        )
+        return 2
     given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
     chosen = choose([arguments.recipe, *arguments.overrides, *given])
     if isinstance(chosen, int):
@@ -147,7 +158,9 @@ def train_command(arguments: argparse.Namespace) -> int:
     processes = arguments.processes or chosen["processes"]
     if arguments.slurm:
         gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
-        command = ["sbatch", f"--nodes={machines}", *gpus, "slurm/train.sh", arguments.recipe, shown(profile)]
+        # Four cores for each process; the script asks for those of one process.
+        cores = [f"--cpus-per-task={4 * chosen['gpus']}"] if chosen["gpus"] > 1 else []
+        command = ["sbatch", f"--nodes={machines}", *gpus, *cores, "slurm/train.sh", arguments.recipe, shown(profile)]
         command += arguments.overrides
     else:
         command = accelerate_command(arguments.recipe, arguments.overrides, profile, processes)

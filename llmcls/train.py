@@ -21,6 +21,7 @@ from llmcls.common.logs import configure_logging
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, watch_signals
 from llmcls.data.batches import global_batch_size
 from llmcls.engine.accelerator import (
+    autocast_dtype,
     engine_name,
     loading_device,
     open_accelerator,
@@ -73,6 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     except Interrupted as stop:
         log.info("%s; run the same command again to resume", stop)
         sys.exit(EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise recipe.error("train.deterministic", f"is true, but {_first_clause(error)}; set it to false") from error
     finally:
         accelerator.end_training()
 
@@ -127,7 +132,8 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     set_seed(seed)
     ranks = accelerator.num_processes
     settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs, accelerator))
-    classifier = build_classifier(settled, inputs.labels, accelerator.device, loading_device(accelerator))
+    placement = (accelerator.device, loading_device(accelerator), autocast_dtype(accelerator))
+    classifier = build_classifier(settled, inputs.labels, *placement)
     trainable, total = count_parameters(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
     model, optimizer = prepare(accelerator, classifier, optimizer)
@@ -190,6 +196,10 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _first_clause(error: BaseException) -> str:
+    return str(error).split(",")[0].splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ OTHERS = {
     "mkdir",
     "cd",
     "uv",
+    "pkill",
     "rmdir",
 }
 MAKE = re.compile(r"^([a-z ]+):", re.MULTILINE)

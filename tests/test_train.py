@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
@@ -164,12 +165,16 @@ def test_the_model_is_loaded_where_its_engine_wants_it(write_recipe, monkeypatch
     class Loaded(Exception):
         pass
 
-    def build(recipe, labels, device, loading_device):
-        raise Loaded(str(loading_device))
+    def build(recipe, labels, device, loading_device, dtype):
+        raise Loaded(f"{loading_device}, {dtype}")
 
     monkeypatch.setattr(command, "loading_device", lambda _: "main memory")
     monkeypatch.setattr(command, "build_classifier", build)
-    with pytest.raises(Loaded, match="main memory"):
+    with pytest.raises(Loaded, match="main memory, None"):
+        train(write_recipe())
+    # As accel_configs/laptop_4bit.yaml does with a float32 recipe.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(Loaded, match=r"main memory, torch\.bfloat16"):
         train(write_recipe())
 
 
@@ -181,3 +186,16 @@ def test_the_main_process_decides_whether_a_run_is_finished(trained: Experiment,
     monkeypatch.setattr(command, "from_main", lambda accelerator, own: not own)
     train(trained.recipe)
     assert started == [1, 2], "this rank sees finished runs, the main process does not"
+
+
+def test_an_operation_that_is_not_deterministic_is_one_sentence(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls import train as command
+
+    def seeds(*_):
+        # As torch does in an operation of which it has no deterministic version.
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+    monkeypatch.setattr(command, "train_seeds", seeds)
+    with pytest.raises(UserError, match=r"train\.deterministic is true, but put_ does not have a deterministic impl"):
+        train(write_recipe(train__deterministic=True))
+    train(write_recipe(train__deterministic=False))

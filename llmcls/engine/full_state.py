@@ -153,7 +153,8 @@ def _like(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     mesh = parameter.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements)
+    # The parts of a parameter that is offloaded are in main memory, and not where its mesh computes.
+    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements).to(parameter.device)
 
 
 def _beside(value: Any, parameter: torch.Tensor, scalars_too: bool) -> Any:

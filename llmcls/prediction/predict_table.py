@@ -19,7 +19,7 @@ from llmcls.common.files import write_json
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
-from llmcls.engine.accelerator import sum_over_ranks
+from llmcls.engine.accelerator import autocast_dtype, sum_over_ranks
 from llmcls.engine.agreement import first_process_first
 from llmcls.evaluation.calibration import calibrated, load_calibration
 from llmcls.evaluation.metrics import headline_text
@@ -51,7 +51,8 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     The metrics, on the main process, if the input has the label columns.
     """
     split = _tokenize(run, input_path, accelerator)
-    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+    placement = (accelerator.device, autocast_dtype(accelerator))
+    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)

@@ -129,6 +129,12 @@ class TrainSection:
         "Fused LoRA, norms, gated MLPs and rotary embedding where a trial shows the same states and gradients; "
         "`off` keeps the modules of transformers and peft.",
     )
+    deterministic: bool = _key(
+        False,
+        "Deterministic kernels only. On a GPU, the same run twice, and a resumed run, are then the same to the last "
+        "bit; without it they differ by rounding. Slower, most of all the backward pass of attention. CPUs are "
+        "deterministic in any case.",
+    )
     group_by_length: bool = _key(
         False, "Optimizer steps of similar lengths. Changes the statistics; little gain where texts are packed."
     )

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode
 from llmcls.data.splits import Split
-from llmcls.engine.accelerator import open_accelerator
+from llmcls.engine.accelerator import autocast_dtype, open_accelerator
 from llmcls.evaluation.calibration import Calibration, calibrated, load_calibration
 from llmcls.evaluation.scoring import CHUNK_ROWS, Scorer, make_scorer, score_split
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
@@ -149,7 +149,8 @@ class _Loaded:
     def __init__(self, run: FinishedRun) -> None:
         accelerator = open_accelerator(run.recipe, training=False, mixed_precision=run.mixed_precision)
         self.run, self.tokenizer = run, load_tokenizer(run.recipe.model)
-        classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+        placement = (accelerator.device, autocast_dtype(accelerator))
+        classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
         model = accelerator.prepare_model(classifier, evaluation_mode=True)
         self.scorer: Scorer = make_scorer(accelerator, model, run.labels, self.tokenizer.pad_token_id, run.recipe)
         self.thresholds: Thresholds = load_thresholds(run.folder.thresholds, run.labels.names)

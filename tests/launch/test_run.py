@@ -59,7 +59,8 @@ def test_a_token_reaches_the_processes_by_the_environment_and_by_no_command_line
     sbatch.write_text('#!/bin/sh\necho "$HF_TOKEN" > "$0.token"; echo "$@" > "$0.arguments"\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    done = launch("train", "recipes/quickstart.yaml", "--slurm", "model.hf_token='hf_secret'", "seeds=[1]")
+    given = ["--slurm", "--gpus-per-node", 0, "model.hf_token='hf_secret'", "seeds=[1]"]
+    done = launch("train", "recipes/quickstart.yaml", *given)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sbatch.token").read_text() == "hf_secret\n"
     assert (tmp_path / "sbatch.arguments").read_text().endswith("cpu.yaml model.hf_token=null seeds=[1]\n")
@@ -83,8 +84,42 @@ def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
     hardware.write_text(json.dumps({"gpus": [{"memory_gib": 80}] * 4, "machines": 2}))
     done = launch("train", "recipes/amazon.yaml", "--slurm", "--dry-run", "--hardware", hardware, "exp.seeds=[1]")
     assert done.stdout.splitlines()[-1] == (
-        "$ sbatch --nodes=2 --gpus-per-node=4 slurm/train.sh recipes/amazon.yaml accel_configs/ddp.yaml 'exp.seeds=[1]'"
+        "$ sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh recipes/amazon.yaml "
+        "accel_configs/ddp.yaml 'exp.seeds=[1]'"
     )
+
+
+@pytest.mark.parametrize(
+    "described, command",
+    [
+        (["--gpus-per-node", 1, "--gpu-memory", 80],
+         "--gpus-per-node=1 slurm/train.sh {} accel_configs/laptop_4bit.yaml"),
+        (["--gpus-per-node", 2, "--profile", "zero2"],
+         "--gpus-per-node=2 --cpus-per-task=8 slurm/train.sh {} accel_configs/zero2.yaml"),
+        (["--gpus-per-node", 0], "slurm/train.sh {} accel_configs/cpu.yaml"),
+    ],
+)  # fmt: skip
+def test_on_a_login_node_the_nodes_are_described(described: list[Any], command: str) -> None:
+    recipe = "recipes/quickstart.yaml"
+    done = launch("train", recipe, "--slurm", "--dry-run", *described)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"$ sbatch --nodes=1 {command.format(recipe)}"
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ([], "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4"),
+        (["--profile", "ddp"], "error: --slurm: this machine is not the one that trains"),
+        (["--gpus-per-node", 4], "error: 4 GPUs of unknown memory: the profile depends on it; add --gpu-memory GIB"),
+    ],
+)
+def test_the_hardware_of_a_login_node_decides_nothing(given: list[Any], sentence: str) -> None:
+    # It has no GPU, and the profile would silently be cpu.
+    done = launch("train", "recipes/quickstart.yaml", "--slurm", "--dry-run", *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode_texts
 from llmcls.model import packed_attention, packed_forward
+from llmcls.model.build import build_classifier
 from llmcls.model.classifier import Classifier
 from llmcls.model.packed_attention import HeadShape
 from llmcls.model.packed_forward import (
@@ -30,7 +31,7 @@ from llmcls.model.pretrained import load_tokenizer
 from llmcls.model.shrink import shrink
 from llmcls.recipe.load import load_recipe
 from tests.helpers import REUTERS, STORY_LLAMA, needs_real_data, read_rows
-from tests.model.helpers import CPU, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
+from tests.model.helpers import CPU, LABELS, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
 
 
 def small_network(kind: str, **settings: Any) -> Any:
@@ -255,6 +256,17 @@ def test_without_flash_attention_a_gpu_packs_text_by_text_and_says_so(
     ]
     words = packing_in_words(network.config, request)
     assert words.startswith("packed, attention text by text: flash attention does not work here")
+
+
+def test_a_float32_model_under_autocast_gets_the_kernel_of_what_it_computes_in(write_recipe, monkeypatch) -> None:
+    # As with accel_configs/laptop_4bit.yaml. Flash attention has no float32.
+    tried = []
+    monkeypatch.setattr(packed_forward, "choose_kernel", lambda *shape: tried.append(shape[2]) or ("flash", ""))
+    recipe = load_recipe(write_recipe(model__torch_dtype="float32"))
+    model = build_classifier(recipe, LABELS, torch.device("cuda"), CPU, torch.bfloat16)
+    assert tried == [torch.bfloat16]
+    assert model.packed is not None
+    assert model.packed.flash
 
 
 def test_the_kernel_is_tried_with_the_heads_of_the_model_and_not_of_the_trial(

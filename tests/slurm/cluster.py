@@ -149,6 +149,10 @@ class Cluster:
         """Send a signal to the job's script alone, as Slurm does before a time limit."""
         self._call(["scancel", "--batch", f"--signal={name}", number])
 
+    def signal_step(self, number: str, name: str) -> None:
+        """Send a signal to all processes of the job but its script."""
+        self._call(["scancel", f"--signal={name}", number])
+
     def _call(self, command: list[str]) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"

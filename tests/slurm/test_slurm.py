@@ -132,6 +132,22 @@ def test_a_job_told_to_stop_requeues_itself_and_ends_with_the_same_metrics(clust
     assert metrics(root / "cut" / "run_0") == metrics(root / "whole" / "run_0")
 
 
+@pytest.mark.parametrize("profile", ["cpu", "laptop_4bit"], ids=["torch's launcher", "accelerate's launcher"])
+def test_a_job_that_is_cancelled_or_preempted_may_save_first(cluster, project, profile: str) -> None:
+    (project / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --ntasks-per-node=1\nsource slurm/common.sh\n"
+        f"launch_and_requeue USR1 accel_configs/{profile}.yaml tests.slurm.slow_save .\n"
+    )
+    job = cluster.submit(project, "job.sh")
+    cluster.wait_for((project / "ready").exists, "the process to be ready", 240)
+    # To every process of the step, as Slurm does before it kills them.
+    cluster.signal_step(job, "TERM")
+    cluster.finish(job)
+    assert (project / "saved").exists()
+    said = (project / f"slurm-{job}.out").read_text()
+    assert "closing signal" not in said, "the launcher of torch kills processes 30 seconds after it closes them"
+
+
 def test_a_mistake_in_the_recipe_fails_the_job_and_is_said(cluster, project, write_recipe) -> None:
     recipe = write_recipe()
     job = cluster.submit(project, "slurm/train.sh", str(recipe), CPU, "train.batchsize=4")

@@ -18,6 +18,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.train import main
 from llmcls.training import loop
+from llmcls.training.checkpoints import Progress
 from llmcls.training.inputs import load_inputs
 from llmcls.training.loop import collated, optimizer_step
 from llmcls.training.optimizer import build_optimizer
@@ -120,3 +121,12 @@ def test_ranks_are_asked_for_a_signal_every_few_steps_only(write_recipe, monkeyp
     main([str(path)])
     # Until the first log line nobody knows how long a step takes; then only before the last evaluation.
     assert asked == [False] * 3
+
+
+def test_the_loss_is_summed_in_a_type_that_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, dtype, device: asked.append((device.type, dtype)))
+    for kind in ("cpu", "cuda", "mps"):
+        loop._LoggingInterval(Progress(seed=1, global_batch_size=8), torch.device(kind))
+    # Apple's GPUs have no float64.
+    assert asked == [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)]

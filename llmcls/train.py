@@ -134,7 +134,7 @@ def train_one_seed(
     """
     set_seed(seed)
     ranks = accelerator.num_processes
-    settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs.labels, ranks))
+    settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs, accelerator))
     classifier = build_classifier(settled, inputs.labels, accelerator.device, loading_device(accelerator))
     trainable, total = count_parameters(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
@@ -153,7 +153,7 @@ def train_one_seed(
         validation_split=inputs.validation_split,
         global_batch_size=progress.global_batch_size,
         packed=unwrapped(model).packs,
-        max_tokens=resolve_token_budget(settled, accelerator, model),
+        max_tokens=resolve_token_budget(settled, accelerator, model, inputs.labels),
         run_log=RunLog(run, recipe, progress.step) if accelerator.is_main_process else None,
     )
     log.info(

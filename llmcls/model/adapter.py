@@ -63,4 +63,5 @@ def add_adapter(network: Any, new_modules: list[str], recipe: Recipe) -> Any:
         use_dora=spec.lora_variant == "dora",
         layers_to_transform=None if spec.lora_layers is None else sorted({i % depth for i in spec.lora_layers}),
     )
-    return get_peft_model(network, config)
+    # Beside weights without values, those of the adapter need none either.
+    return get_peft_model(network, config, low_cpu_mem_usage=network.device.type == "meta")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention import varlen
 
 from llmcls.data.batches import send
+from llmcls.model.stand_in import FLASH_WIDTH, DeviceKind, device_kind
 
 
 @dataclass
@@ -102,14 +103,14 @@ def attention(
     kind, narrow = query.device.type, value.dtype
     # Rotary embedding in float32 makes queries and keys wider than the values that autocast computed.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else narrow
-    if kind == "cpu":
+    if device_kind(query) == "cpu":
         # On a CPU, 16-bit attention is several times slower backwards than float32 attention, and less exact.
         dtype = torch.float32
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     grouped = query.shape[1] != key.shape[1]
     causal = pack.causal and not last_token_only
     if pack.flash and dtype != torch.float32:
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         out: Any = varlen.varlen_attn(
             q, k, v,
             pack.query_cu_seqlens if last_token_only else pack.cu_seqlens,
@@ -146,14 +147,17 @@ class HeadShape:
     value_width: int
 
 
-def choose_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
+def choose_kernel(
+    shape: HeadShape, device: torch.device | DeviceKind, dtype: torch.dtype
+) -> tuple[str | None, str]:
     """Find the fastest attention for packed rows that works on a device, by trying it forward and backward.
 
     Parameters
     ----------
     shape : HeadShape
         Of the real model, because kernels limit the width of a head.
-    device : torch.device
+    device : torch.device or DeviceKind
+        A `DeviceKind` is believed.
     dtype : torch.dtype
         Precision of the computation.
 
@@ -165,11 +169,17 @@ def choose_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) ->
         reason = "flash attention needs a GPU"
     elif dtype == torch.float32:
         reason = "flash attention needs 16 bits (model.torch_dtype)"
+    elif isinstance(device, DeviceKind):
+        if device.flash and shape.width <= FLASH_WIDTH and shape.width % 8 == 0:
+            return "flash", ""
+        reason = f"no flash attention for heads of width {shape.width}"
     else:
         error = _try_kernel(shape, device, dtype, flash=True)
         if error is None:
             return "flash", ""
         reason = f"flash attention does not work here: {error}"
+    if isinstance(device, DeviceKind):
+        return "per text", reason
     error = _try_kernel(shape, device, dtype, flash=False)
     return ("per text", reason) if error is None else (None, f"{reason}; attention per text: {error}")
 

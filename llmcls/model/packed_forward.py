@@ -24,6 +24,7 @@ from llmcls.model import packed_attention
 from llmcls.model.packed_attention import HeadShape, Pack, choose_kernel, make_pack
 from llmcls.model.pooling import pool
 from llmcls.model.shrink import shrink
+from llmcls.model.stand_in import DeviceKind
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class PackingRequest:
     ----------
     max_length : int
         Tokens of the longest text.
-    device : torch.device
+    device : torch.device or DeviceKind
+        What a `DeviceKind` can do is not tried out.
     dtype : torch.dtype
         Precision of the computation.
     wanted : bool, optional
@@ -142,7 +144,7 @@ class PackingRequest:
     """
 
     max_length: int
-    device: torch.device
+    device: torch.device | DeviceKind
     dtype: torch.dtype
     wanted: bool | None = None
     pooling: str = "last"

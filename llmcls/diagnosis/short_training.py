@@ -33,8 +33,8 @@ from llmcls.training.setup import TrainingSetup
 
 # Steps on the same rows, and the factor by which their loss must fall.
 REPEATED, LOWER = 8, 0.97
-# Share of all that training changed by which a resumed run may differ. Some kernels of GPUs add in any order. Without the
-# state of the optimizer, the difference is about a quarter.
+# Share of all that training changed by which a resumed run may differ. Some kernels of GPUs add in any order. Without
+# the state of the optimizer, the difference is about a quarter.
 RESUME_TOLERANCE = {"cpu": 1e-6}
 OTHER_RESUME_TOLERANCE = 5e-2
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from llmcls.model.memory import CONTEXT_GIB, estimate, shape_of
+import torch
+
+from llmcls.diagnosis.findings import NotApplicable
+from llmcls.model.cards import card_of
+from llmcls.model.memory import GIB
+from llmcls.model.stand_in import kind_of
+from llmcls.model.step_trace import MicroBatch, StepTracer, TraceError
 from llmcls.recipe.schema import Recipe
 
-# The estimate from shapes leaves out what layers keep in float32 and the inputs of the adapter.
-SLACK = 1.8
+# A traced step is within a tenth of a real one, apart from what the allocator of a GPU loses.
+SLACK = 1.15
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,17 @@ class Expected:
         The factor by which a real step may need more.
     flops : float
         Floating-point operations of the forward and the backward pass, without recomputation.
+    least_seconds : float, optional
+        The time that the step takes at least, if the device is a known card.
     """
 
     peak_gib: float
     slack: float
     flops: float
+    least_seconds: float | None = None
 
 
-def expected_step(recipe: Recipe, config: Any, lengths: list[int]) -> Expected:
+def expected_step(recipe: Recipe, config: Any, lengths: list[int], device: torch.device) -> Expected:
     """The expected cost of a step over texts of these lengths.
 
     Parameters
@@ -41,23 +50,21 @@ def expected_step(recipe: Recipe, config: Any, lengths: list[int]) -> Expected:
         Of the model.
     lengths : list of int
         Tokens of each text.
+    device : torch.device
 
     Returns
     -------
     Expected
 
-    Notes
-    -----
-    A token takes two operations for each weight in the forward pass and two for the gradient of the input; full
-    fine-tuning takes two more for the gradient of the weight. Causal attention takes 2 x length^2 x width per layer in
-    the forward pass, and twice that in the backward pass (Kaplan et al. 2020, "Scaling Laws", table 1).
+    Raises
+    ------
+    NotApplicable
+        If the model cannot be traced.
     """
-    shape = shape_of(config, recipe)
-    sized = replace(recipe, train=replace(recipe.train, micro_batch_tokens=sum(lengths)))
-    peak = estimate(shape, sized, "none", 1).total - CONTEXT_GIB
-    passes = 3 if recipe.model.lora_r == 0 else 2
-    # With the last token as the state of a text, the last layer computes little more than keys and values.
-    computed = shape.layers - (recipe.model.pooling == "last" and shape.layers > 1)
-    linear = 2 * passes * shape.linear / shape.layers * sum(lengths)
-    attention = 3 * 2 * shape.hidden * sum(length**2 for length in lengths)
-    return Expected(peak, SLACK, computed * (linear + attention))
+    try:
+        cost = StepTracer(recipe, config, kind_of(device)).cost(MicroBatch(tuple(lengths)))
+    except TraceError as error:
+        raise NotApplicable(f"the model cannot be traced ({error})") from error
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    least = None if card is None else card.seconds(cost.kernels)
+    return Expected(cost.peak / GIB, SLACK, float(cost.useful_flops), least)

@@ -28,7 +28,7 @@ def fit(subject: Subject) -> Finding:
     device = device_of(subject)
     length = recipe.data.max_length
     texts = min(max(1, micro_batch_tokens(recipe) // length), global_batch_size(recipe, 1))
-    expected = expected_step(recipe, config_of(subject), [length] * texts)
+    expected = expected_step(recipe, config_of(subject), [length] * texts, device)
     needed, have = expected.peak_gib + RESERVE_GIB, memory_of(device)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"
     found = (

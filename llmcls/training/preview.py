@@ -65,9 +65,7 @@ def target_of(recipe: Recipe, card: Card | None = None) -> Target:
     device = torch.device("cuda", torch.cuda.current_device())
     name, gib = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory / GIB
     measured = read_efficiency(efficiency_file(recipe.exp.output_root), name)
-    return Target(
-        kind_of(device), card_of(name), gib, measured or UNMEASURED_EFFICIENCY, measured is not None
-    )
+    return Target(kind_of(device), card_of(name), gib, measured or UNMEASURED_EFFICIENCY, measured is not None)
 
 
 def preview(recipe: Recipe, inputs: Inputs, card: Card | None = None, price: float | None = None) -> list[str]:

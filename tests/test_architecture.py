@@ -28,6 +28,7 @@ PRIVATE_NAMES = {
     "model/kernel_choice.py": "transformers says in a private attribute whether an architecture has SDPA attention",
     "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
+    "results/lock.py": "a process that lost its lock may write nothing more, and only os._exit ends it so",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }
 

@@ -70,8 +70,8 @@ def main() -> None:
         "A step of the shape of Llama-3.2-1B, LoRA r 8 on every linear layer, bf16, dropout 0.05, "
         f"{batch.tokens:,} tokens",
         f"in {len(batch.lengths)} packed texts, traced under fake tensors on a CPU. The time is that of a roofline",
-        "of an H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.** `kernels off` are the modules of",
-        "transformers and peft. (`bench/trace.py`)",
+        "of an H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.** `kernels off` are the",
+        "modules of transformers and peft. (`bench/trace.py`)",
         "",
         "| variant | ms | ceiling | peak GiB | kernels a layer |",
         "|---|---|---|---|---|",

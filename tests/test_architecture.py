@@ -29,6 +29,7 @@ PRIVATE_NAMES = {
     "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
     "model/stand_in.py": "torch names the attention kernels of GPUs only as private operations",
+    "results/lock.py": "a process that lost its lock may write nothing more, and only os._exit ends it so",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }
 

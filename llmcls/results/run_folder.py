@@ -156,6 +156,11 @@ class ExperimentFolder:
         return RunFolder(self.path / f"run_{number}")
 
     @property
+    def lock(self) -> Path:
+        """Held by the training that writes here."""
+        return self.path / ".lock"
+
+    @property
     def summary(self) -> Path:
         """Mean and deviation over seeds, as a table."""
         return self.path / "summary.md"

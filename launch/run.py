@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown and (arguments.command != "train" or any(u.startswith("-") for u in unknown)):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command == "train":
-        arguments.overrides += unknown
+        arguments.overrides = without_token(arguments.overrides + unknown)
         if not installed():
             set_up(bool(find_hardware().gpus))
         return train_command(arguments)
@@ -170,6 +170,24 @@ def train_command(arguments: argparse.Namespace) -> int:
         if code:
             return code
     return execute(command)
+
+
+def without_token(overrides: list[str]) -> list[str]:
+    """Move a token of the hub from the command line, which others can see, to the environment of the processes.
+
+    Returns
+    -------
+    The overrides, with a token of the recipe taken out, because the environment now has another one.
+    """
+    kept = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        token = value.strip().strip("'\"")
+        if equals and key.strip() in ("hf_token", "model.hf_token") and token not in ("", "null", "~"):
+            os.environ["HF_TOKEN"] = token
+            override = "model.hf_token=null"
+        kept.append(override)
+    return kept
 
 
 def choose(arguments: list[str]) -> dict[str, Any] | int:

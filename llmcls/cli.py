@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
     "predict": ("Train and predict", "Classify the texts of a table with a trained run."),
     "check": ("Before training", "Check a recipe, its data and its model, without training."),
+    "doctor": ("Before training", "Find out whether training works on this machine."),
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
     "rehearse": ("Before training", "Try a multi-GPU profile on CPU processes, with the recipe in miniature."),
     "prepare": ("Before training", "Write a known dataset, or any dataset of the hub, as CSV files."),
@@ -25,7 +26,8 @@ COMMANDS = {
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
     "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
-    "report": ("After training", "Render report.html and the summary of finished runs again."),
+    "report": ("After training", "Render report.html, the model card and the summary of finished runs again."),
+    "export": ("After training", "Export a run as a folder that transformers loads, and prove that it agrees."),
     "folder": ("For job scripts", "Print the folder of a recipe's results."),
     "sweep": ("For job scripts", "Answer one question about a sweep, for slurm/sweep.sh."),
 }

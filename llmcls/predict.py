@@ -13,10 +13,13 @@ from llmcls.common.command import command_parser, run_command
 from llmcls.common.logs import configure_logging
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import open_accelerator
+from llmcls.engine.agreement import entered_by_main
 from llmcls.prediction.ensemble import predict_ensemble
 from llmcls.prediction.predict_table import predict_table
+from llmcls.prediction.resumable_predictions import lock_of
 from llmcls.recipe.load import load_recipe
 from llmcls.results.finished_runs import best_run, finished_runs, open_run
+from llmcls.results.lock import locked
 from llmcls.results.run_folder import RunFolder
 
 
@@ -44,11 +47,13 @@ def main(argv: list[str] | None = None) -> None:
     runs = [open_run(folder, arguments.base_model) for folder in folders]
     accelerator = open_accelerator(runs[0].recipe, training=False, mixed_precision=runs[0].mixed_precision)
     configure_logging(accelerator.is_main_process)
+    output = Path(arguments.output)
     try:
-        if len(runs) == 1:
-            predict_table(runs[0], arguments.input, Path(arguments.output), accelerator)
-        else:
-            predict_ensemble(runs, arguments.input, Path(arguments.output), accelerator)
+        with entered_by_main(accelerator, locked(lock_of(output), str(output))):
+            if len(runs) == 1:
+                predict_table(runs[0], arguments.input, output, accelerator)
+            else:
+                predict_ensemble(runs, arguments.input, output, accelerator)
     finally:
         accelerator.end_training()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
+from typing import Any
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import find_hardware, read_hardware
 from llmcls.engine.profiles import choose_profile, find_profile, processes_of
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.schema import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,14 +25,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
     parser.add_argument("--json", action="store_true", help="print a JSON object, for programs")
     arguments = parser.parse_intermixed_args(argv)
-    hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    try:
+        hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    except ValueError as error:
+        raise UserError(f"--hardware: {error}") from None
     if arguments.machines:
         hardware = replace(hardware, machines=arguments.machines)
     if arguments.profile:
         path, reason = find_profile(arguments.profile), None
     else:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        name, reason = choose_profile(hardware, recipe, arguments.model_size)
+        name, reason = choose_profile(hardware, recipe, lambda ranks: needed(recipe, ranks, arguments.model_size))
         path = find_profile(name)
     processes = processes_of(path.stem, hardware)
     if arguments.json:
@@ -36,6 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(chosen | {"gpus": len(hardware.gpus), "machines": hardware.machines}))
     else:
         print(f"profile: {path.stem}, {processes} process(es)" + (f" ({reason})" if reason else ""))
+
+
+def needed(recipe: Recipe, ranks: int, model_size: str | None) -> tuple[float | None, str]:
+    """The GiB that each of ``ranks`` processes needs, or None, and what is known about the model."""
+    # Found by name when it is needed: it imports torch, which takes seconds, and without a GPU nobody asks.
+    planned_memory: Any = importlib.import_module("llmcls.model.memory").planned_memory
+    memory, basis = planned_memory(recipe, ranks, model_size)
+    return None if memory is None else memory.total, basis
 
 
 if __name__ == "__main__":

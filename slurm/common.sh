@@ -8,8 +8,28 @@ if [ -x .venv/bin/python ]; then
 fi
 # Export HEAD_NODE if the name of a node does not resolve to the network that the GPUs use.
 HEAD_NODE=${HEAD_NODE:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-PORT=$((20000 + SLURM_JOB_ID % 10000))
-export HEAD_NODE PORT
+export HEAD_NODE
+
+# free_port: print a port of this node, the head node, that nobody listens on. Jobs begin to look at different numbers.
+# The numbers are below those that Linux gives to outgoing connections, so none is taken before the launcher starts.
+free_port() {
+    python - "$SLURM_JOB_ID" << 'END'
+import socket
+import sys
+
+both = socket.has_dualstack_ipv6()
+for i in range(10000):
+    port = 20000 + (int(sys.argv[1]) + i) % 10000
+    try:
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError:
+        continue
+    print(port)
+    sys.exit()
+sys.exit("error: every port from 20000 to 29999 is taken on this node")
+END
+}
 
 # launch PROFILE MODULE [ARGUMENT ...]: start one accelerate launcher on every node of the job.
 launch() {
@@ -17,7 +37,8 @@ launch() {
         */cpu.yaml) PER_NODE=${PROCESSES_PER_NODE:-1} ;;
         *) PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} ;;
     esac
-    export PER_NODE
+    PORT=$(free_port) || exit
+    export PER_NODE PORT
     # Single quotes: SLURM_NODEID must be read on the node. USR1 would end the launcher, so the launcher ignores it; the
     # training processes handle it.
     # shellcheck disable=SC2016

@@ -14,9 +14,9 @@ from tests.helpers import ROOT
 # A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
 LAYERS = {
     "common": 0, "recipe": 1, "data": 2, "model": 3, "engine": 4, "evaluation": 5, "results": 6,
-    "training": 7, "prediction": 7, "datasets": 7, "rehearsal": 8,
+    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "rehearsal": 8, "diagnosis": 9,
 }  # fmt: skip
-COMMANDS = 9
+COMMANDS = 10
 LONGEST = 350
 
 # Files that may use private names of other libraries, and why no public name does.
@@ -28,6 +28,8 @@ PRIVATE_NAMES = {
     "model/kernel_choice.py": "transformers says in a private attribute whether an architecture has SDPA attention",
     "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
+    "model/stand_in.py": "torch names the attention kernels of GPUs only as private operations",
+    "results/lock.py": "a process that lost its lock may write nothing more, and only os._exit ends it so",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }
 

@@ -18,6 +18,15 @@ def test_it_says_what_training_will_do_and_writes_nothing(write_recipe, log_line
     assert not (tmp_path / "outputs").exists()
 
 
+def test_the_time_on_a_named_card_and_its_price(write_recipe, log_lines: list[str]) -> None:
+    main([str(write_recipe()), "--card", "H100", "--price", "2.5", "batch_size=10"])
+    said = "\n".join(log_lines)
+    assert "per epoch on one H100" in said
+    assert "at 2.5 per hour" in said
+    with pytest.raises(UserError, match="--price needs a card; give --card NAME"):
+        main([str(write_recipe()), "--price", "2.5"])
+
+
 def test_a_run_of_another_recipe_in_the_folder_is_found_before_training(trained) -> None:
     with pytest.raises(UserError, match=r"train\.learning_rate was 0\.002, is now 0\.1"):
         main([str(trained.recipe), "learning_rate=0.1"])

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from llmcls.common.user_error import UserError
+from llmcls.prediction.resumable_predictions import lock_of
+from llmcls.results.lock import locked
 from tests.helpers import (
     ROOT,
     assert_same_metrics,
     assert_same_predictions,
     needs_real_data,
     predict,
+    refusal,
     train,
 )
 
@@ -61,6 +64,16 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match="was started but not finished"):
         predict("--run", tmp_path, "--input", "x.csv", "--output", "y")
+
+
+def test_an_output_that_another_prediction_writes_is_left_alone(trained_once, products, tmp_path, capsys) -> None:
+    output = tmp_path / "p.jsonl"
+    arguments = ["--input", products / "test.csv", "--output", output]
+    with locked(lock_of(output), str(output)):
+        for runs in (trained_once.runs[:1], trained_once.runs):
+            found = refusal(capsys, "predict", "--run", *runs, *arguments)
+            assert f"{output} is in use by process {os.getpid()} on " in found
+        assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl.lock"]
 
 
 @needs_real_data

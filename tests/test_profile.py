@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.profile import main
-from tests.helpers import ROOT
+from tests.helpers import ROOT, refusal
 
 
 def chosen(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -28,13 +30,31 @@ def hardware(tmp_path: Path):
 def test_the_profile_follows_from_hardware_and_size(write_recipe, hardware, capsys) -> None:
     recipe = write_recipe()
     assert chosen(capsys, recipe, "--hardware", hardware())["profile"] == "cpu"
-    one = chosen(capsys, recipe, "--hardware", hardware(24), "--model-size", "1B")
+    one = chosen(capsys, recipe, "--hardware", hardware(24))
     assert (one["processes"], one["gpus"]) == (1, 1)
-    two = chosen(capsys, recipe, "--hardware", hardware(80, 80), "--model-size", "1B")
+    two = chosen(capsys, recipe, "--hardware", hardware(80, 80))
     assert (two["profile"], two["processes"]) == ("ddp", 2)
-    assert two["reason"]
-    large = chosen(capsys, recipe, "use_4bit=true", "--hardware", hardware(24, 24), "--model-size", "70B")
-    assert large["profile"] == "fsdp_qlora"
+    assert "a copy needs about 1 GiB (traced from its configuration), a GPU has 80" in two["reason"]
+
+
+def test_a_four_bit_8b_model_is_not_sent_to_a_card_where_it_does_not_fit(write_recipe, hardware, capsys) -> None:
+    # An estimate from shapes said 23.7 GiB.
+    recipe = write_recipe(
+        model__use_4bit=True, model__torch_dtype="bfloat16", model__lora_r=8, model__lora_target_modules=["all-linear"],
+        train__gradient_checkpointing=False, train__batch_size=7, data__max_length=512,
+    )  # fmt: skip
+    found = chosen(capsys, recipe, "--hardware", hardware(24, 24), "--model-size", "8B")
+    assert found["profile"] == "fsdp_qlora"
+    assert "a copy needs about 26 GiB (guessed from 8 billion parameters), a GPU has 24" in found["reason"]
+
+
+def test_without_a_gpu_nothing_heavy_is_imported(write_recipe, hardware) -> None:
+    code = f"import sys, llmcls.profile as p; p.main([{str(write_recipe())!r}, '--hardware', {str(hardware())!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("profile: cpu")
 
 
 def test_a_given_profile_only_gets_its_number_of_processes(write_recipe, hardware, capsys, monkeypatch) -> None:
@@ -53,3 +73,12 @@ def test_for_people_it_is_one_line(write_recipe, hardware, capsys) -> None:
 def test_an_unknown_profile_is_refused(write_recipe) -> None:
     with pytest.raises(UserError, match="no profile 'ddpp'; known are cpu, ddp"):
         main([str(write_recipe()), "--profile", "ddpp"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"gpus": 3}', '{"gpus": [{}]}', "\x00"])
+def test_hardware_that_cannot_be_read_is_one_sentence(write_recipe, tmp_path: Path, capsys, text: str) -> None:
+    path = tmp_path / "hardware.json"
+    path.write_text(text)
+    found = refusal(capsys, "profile", write_recipe(), "--hardware", path)
+    assert "--hardware: " in found
+    assert "cannot be read as hardware" in found

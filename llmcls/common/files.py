@@ -16,6 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Never write through what lies there, such as a link.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -58,6 +58,16 @@ def _visible(sizes: list[float], allowed: str | None) -> list[float]:
 
 
 def read_hardware(path: str | Path) -> Hardware:
-    """Hardware from a JSON file: ``{"gpus": [{"memory_gib": 80}, ...], "machines": 2}``."""
-    raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    return Hardware([float(gpu["memory_gib"]) for gpu in raw.get("gpus", [])], int(raw.get("machines", 1)))
+    """Hardware from a JSON file: ``{"gpus": [{"memory_gib": 80}, ...], "machines": 2}``.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read as such.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Hardware([float(gpu["memory_gib"]) for gpu in raw.get("gpus", [])], int(raw.get("machines", 1)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        example = '{"gpus": [{"memory_gib": 80}], "machines": 2}'
+        raise ValueError(f"{path} cannot be read as hardware ({type(error).__name__}); write {example}") from error

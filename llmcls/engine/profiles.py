@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llmcls.common.strict_yaml import read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import Hardware
-from llmcls.model.memory import estimate, guessed_shape, model_billions
 from llmcls.recipe.schema import Recipe
 
 # Beside the package, in a checkout of the project.
@@ -32,8 +31,20 @@ def find_profile(name: str) -> Path:
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """The settings in a profile file."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """The settings in a profile file.
+
+    Raises
+    ------
+    UserError
+        If it is not a file of `accelerate`.
+    """
+    try:
+        settings = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a profile: {error}") from None
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        raise UserError(f"{path} is not a profile: it has no distributed_type; see accel_configs/ for examples")
+    return settings
 
 
 def sharding_of(settings: dict[str, Any]) -> str:
@@ -46,7 +57,9 @@ def sharding_of(settings: dict[str, Any]) -> str:
     return "none"
 
 
-def choose_profile(hardware: Hardware, recipe: Recipe, model_size: str | None = None) -> tuple[str, str]:
+def choose_profile(
+    hardware: Hardware, recipe: Recipe, needed: Callable[[int], tuple[float | None, str]]
+) -> tuple[str, str]:
     """The profile that fits the hardware and a recipe.
 
     Sharding costs communication in every layer, so it is chosen only if a whole copy does not fit on a GPU.
@@ -55,8 +68,9 @@ def choose_profile(hardware: Hardware, recipe: Recipe, model_size: str | None = 
     ----------
     hardware : Hardware
     recipe : Recipe
-    model_size : str, optional
-        Such as "8B"; by default read from the name or the folder of the model.
+    needed : callable
+        The number of processes to the GiB that each of them needs for a whole copy, or None if that is not known, and
+        what is known about the model, in words. Asked only if there is a GPU.
 
     Returns
     -------
@@ -64,12 +78,13 @@ def choose_profile(hardware: Hardware, recipe: Recipe, model_size: str | None = 
     """
     if not hardware.gpus:
         return "cpu", "no NVIDIA GPU was found"
-    billions = model_billions(model_size or recipe.model.model_name)
-    size = "an unknown size" if billions is None else f"about {billions:g} billion parameters"
-    needed = estimate(guessed_shape(billions or 1.0), recipe, "none", 1).total
     smallest = min(hardware.gpus)
-    fits = needed <= smallest
-    verdict = f"{size} need about {needed:.0f} GiB per copy, a GPU has {smallest:.0f}"
+    gib, basis = needed(processes_of("ddp", hardware))
+    fits = gib is None or gib <= smallest
+    if gib is None:
+        verdict = f"whether a copy fits is not known: {basis}; --model-size says it"
+    else:
+        verdict = f"a copy needs about {gib:.0f} GiB ({basis}), a GPU has {smallest:.0f}"
     if len(hardware.gpus) == 1 and hardware.machines == 1:
         if not fits:
             verdict += "; it may not fit: a smaller model, model.use_4bit=true or a smaller data.max_length help"

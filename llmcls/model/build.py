@@ -18,6 +18,7 @@ from llmcls.model.kernel_choice import attach_kernels
 from llmcls.model.packed_forward import PackedForward, PackingRequest, try_packing
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained
+from llmcls.model.stand_in import DeviceKind
 from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.schema import Recipe
 
@@ -46,6 +47,27 @@ def build_classifier(
         If the pretrained model cannot be loaded, is incomplete, or does not fit the recipe.
     """
     network, new_modules = load_pretrained(recipe.model, labels, loading_device or device)
+    return assemble(network, new_modules, recipe, device)
+
+
+def assemble(network: Any, new_modules: list[str], recipe: Recipe, device: torch.device | DeviceKind) -> Classifier:
+    """The classifier around a loaded model.
+
+    Parameters
+    ----------
+    network : `transformers` sequence classifier
+        On the meta device if only a step is to be traced.
+    new_modules : list of str
+        Modules that are trained as a whole, see `load_pretrained`.
+    recipe : Recipe
+    device : torch.device or DeviceKind
+        Where the model will compute. What a `DeviceKind` can do is not tried out.
+
+    Raises
+    ------
+    UserError
+        If the model does not fit the recipe.
+    """
     _check_positions(network, recipe)
     if checkpoints_activations(recipe):
         if not network.supports_gradient_checkpointing:
@@ -99,7 +121,7 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
     return classifier
 
 
-def packing_request(recipe: Recipe, device: torch.device) -> PackingRequest:
+def packing_request(recipe: Recipe, device: torch.device | DeviceKind) -> PackingRequest:
     """What a recipe asks of packing on a device."""
     spec = recipe.model
     return PackingRequest(
@@ -114,14 +136,16 @@ def packing_request(recipe: Recipe, device: torch.device) -> PackingRequest:
 
 
 def _attach_kernels(
-    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, device: torch.device
+    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, device: torch.device | DeviceKind
 ) -> None:
     """Attach fused kernels, unless the recipe turns them off."""
     if recipe.train.kernels == "auto":
         attach_kernels(network, model, packed, device, DTYPES[recipe.model.torch_dtype])
 
 
-def _prepare_packing_and_pooling(network: Any, recipe: Recipe, device: torch.device) -> PackedForward | None:
+def _prepare_packing_and_pooling(
+    network: Any, recipe: Recipe, device: torch.device | DeviceKind
+) -> PackedForward | None:
     """Set up packing and pooling on a loaded model.
 
     Returns

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llmcls.model.formulas import register_formulas
+from llmcls.model.stand_in import device_kind
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 # The integers of the size of a float of 2 and of 4 bytes.
@@ -132,7 +133,7 @@ def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, f
     gain : float
         The factor by which ``dropped`` must still be multiplied.
     """
-    if x.device.type != "cpu":
+    if device_kind(x) != "cpu":
         dropped, mask = torch.native_dropout(x, rate, True)
         return dropped, mask, 1.0
     # On a CPU, one random number per value takes longer than the matrix products of LoRA. So several values share the
@@ -149,7 +150,7 @@ def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, f
 
 def dropout_backward(d_out: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
     """The gradient of the input of `dropout`, without the gain; float [rows, width]."""
-    if d_out.device.type != "cpu":
+    if device_kind(d_out) != "cpu":
         return torch.ops.aten.native_dropout_backward(d_out, mask, 1 / (1 - rate))
     return d_out.view(mask.dtype).bitwise_and(mask).view(d_out.dtype)
 

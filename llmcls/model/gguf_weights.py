@@ -30,7 +30,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     model: Any = type(read)(config)
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

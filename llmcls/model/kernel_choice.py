@@ -13,6 +13,7 @@ from llmcls.model.fused_ops import compiler_error
 from llmcls.model.kernels import FusedKernels
 from llmcls.model.packed_forward import PackedForward
 from llmcls.model.shrink import shrink
+from llmcls.model.stand_in import DeviceKind
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class KernelChoice:
 
 
 def attach_kernels(
-    network: Any, model: nn.Module, packed: PackedForward | None, device: torch.device, dtype: torch.dtype
+    network: Any, model: nn.Module, packed: PackedForward | None, device: torch.device | DeviceKind, dtype: torch.dtype
 ) -> FusedKernels | None:
     """Attach the fused kernels that give the states and gradients of the model's own modules.
 
@@ -67,8 +68,8 @@ def attach_kernels(
         The same, or the peft model around it.
     packed : PackedForward, optional
         Attached to the model if it reads packed rows.
-    device : torch.device
-        Where the model will compute.
+    device : torch.device or DeviceKind
+        Where the model will compute. What a `DeviceKind` can do is not tried out.
     dtype : torch.dtype
         Precision of the computation.
 
@@ -83,7 +84,7 @@ def attach_kernels(
 
 
 def choose_kernels(
-    network: Any, packed: PackedForward | None, device: torch.device, dtype: torch.dtype, adapted: bool
+    network: Any, packed: PackedForward | None, device: torch.device | DeviceKind, dtype: torch.dtype, adapted: bool
 ) -> KernelChoice:
     """What `attach_kernels` attaches.
 
@@ -103,8 +104,10 @@ def choose_kernels(
     return KernelChoice(False, False, False, str(reason))
 
 
-def _compiles(network: Any, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def _compiles(network: Any, device: torch.device | DeviceKind, dtype: torch.dtype) -> tuple[bool, str]:
     """Whether to compile on a device, and why not."""
+    if isinstance(device, DeviceKind):
+        return device.compiled, "" if device.compiled else "no compiler"
     if device.type == "cpu" and sum(p.numel() for p in network.parameters()) < COMPILED_ON_CPU:
         return False, "a small model on a CPU"
     if device.type not in ("cpu", "cuda"):

@@ -26,6 +26,7 @@ from llmcls.model.blocked_attention import blocked_attention
 from llmcls.model.fused_lora import lora_linear, project
 from llmcls.model.fused_ops import ACTIVATIONS, gated_activation, rms_norm, rotary
 from llmcls.model.packed_attention import Pack
+from llmcls.model.stand_in import device_kind
 
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -212,7 +213,7 @@ def _attention_layer(
         query, key = rotate(query, key, *position_embeddings)
     value, scaling = split_heads(block, value), getattr(block, "scaling", None)
     rate = block.attention_dropout if block.training else 0.0
-    if value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16) and not rate:
+    if device_kind(value) == "cpu" and value.dtype in (torch.bfloat16, torch.float16) and not rate:
         query, key = query.to(value.dtype), key.to(value.dtype)
         mixed = blocked_attention(query, key, value, pack.lengths, pack.causal, scaling, compiled)
     else:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention import varlen
 
 from llmcls.data.batches import send
+from llmcls.model.stand_in import FLASH_WIDTH, DeviceKind, device_kind
 
 
 @dataclass
@@ -102,14 +103,14 @@ def attention(
     kind, narrow = query.device.type, value.dtype
     # Rotary embedding in float32 makes queries and keys wider than the values that autocast computed.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else narrow
-    if kind == "cpu":
+    if device_kind(query) == "cpu":
         # On a CPU, 16-bit attention is several times slower backwards than float32 attention, and less exact.
         dtype = torch.float32
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     grouped = query.shape[1] != key.shape[1]
     causal = pack.causal and not last_token_only
     if pack.flash and dtype != torch.float32:
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         out: Any = varlen.varlen_attn(
             q, k, v,
             pack.query_cu_seqlens if last_token_only else pack.cu_seqlens,
@@ -122,6 +123,11 @@ def attention(
             enable_gqa=grouped,
         )  # fmt: skip
         return out[None]
+    if grouped and device_kind(query) != "cpu":
+        # Where there is no flash attention, a GPU has no fast kernel for grouped heads.
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        grouped = False
     # Splitting makes views, and its backward pass is one concatenation; padding would copy in both directions.
     queries = query.split(1 if last_token_only else pack.lengths, dim=2)
     keys, values = key.split(pack.lengths, dim=2), value.split(pack.lengths, dim=2)
@@ -132,26 +138,29 @@ def attention(
             )
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
-    return torch.cat(texts, dim=2).transpose(1, 2).to(narrow)
+    # Joined in the order of the result, so that callers get it contiguous, as some architectures demand.
+    return torch.cat([text.transpose(1, 2) for text in texts], dim=1).to(narrow)
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The heads of an attention layer: query heads, key heads, and the width of each."""
+    """The heads of an attention layer: query heads, key heads, and the width of queries and keys, and of values."""
 
     heads: int
     key_heads: int
     width: int
+    value_width: int
 
 
-def choose_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
+def choose_kernel(shape: HeadShape, device: torch.device | DeviceKind, dtype: torch.dtype) -> tuple[str | None, str]:
     """Find the fastest attention for packed rows that works on a device, by trying it forward and backward.
 
     Parameters
     ----------
     shape : HeadShape
         Of the real model, because kernels limit the width of a head.
-    device : torch.device
+    device : torch.device or DeviceKind
+        A `DeviceKind` is believed.
     dtype : torch.dtype
         Precision of the computation.
 
@@ -163,11 +172,17 @@ def choose_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) ->
         reason = "flash attention needs a GPU"
     elif dtype == torch.float32:
         reason = "flash attention needs 16 bits (model.torch_dtype)"
+    elif isinstance(device, DeviceKind):
+        if device.flash and shape.width <= FLASH_WIDTH and shape.width % 8 == 0:
+            return "flash", ""
+        reason = f"no flash attention for heads of width {shape.width}"
     else:
         error = _try_kernel(shape, device, dtype, flash=True)
         if error is None:
             return "flash", ""
         reason = f"flash attention does not work here: {error}"
+    if isinstance(device, DeviceKind):
+        return "per text", reason
     error = _try_kernel(shape, device, dtype, flash=False)
     return ("per text", reason) if error is None else (None, f"{reason}; attention per text: {error}")
 
@@ -178,13 +193,17 @@ def _try_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype, flas
     try:
         pack = make_pack(lengths, device, flash=flash)
         for queries in (sum(lengths), len(lengths)):
-            sizes = [(shape.heads, queries), (shape.key_heads, sum(lengths)), (shape.key_heads, sum(lengths))]
+            sizes = [
+                (shape.heads, queries, shape.width),
+                (shape.key_heads, sum(lengths), shape.width),
+                (shape.key_heads, sum(lengths), shape.value_width),
+            ]
             # No random numbers: the caller's generator must not notice the trial.
             query, key, value = (
-                torch.linspace(-1, 1, heads * tokens * shape.width, device=device, dtype=dtype)
-                .view(1, heads, tokens, shape.width)
+                torch.linspace(-1, 1, heads * tokens * width, device=device, dtype=dtype)
+                .view(1, heads, tokens, width)
                 .requires_grad_()
-                for heads, tokens in sizes
+                for heads, tokens, width in sizes
             )
             with torch.enable_grad():
                 attention(query, key, value, pack, None).float().square().sum().backward()

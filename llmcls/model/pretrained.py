@@ -85,6 +85,71 @@ def load_pretrained(spec: ModelSection, labels: LabelSpace, device: torch.device
     return model, new
 
 
+def skeleton(spec: ModelSection, config: Any) -> tuple[Any, list[str]]:
+    """The model that `load_pretrained` returns, on the meta device: shapes and types without values; nothing is read.
+
+    Parameters
+    ----------
+    spec : ModelSection
+    config : `transformers` configuration
+        From `load_config`.
+
+    Returns
+    -------
+    model : `transformers` sequence classifier
+    new : list of str
+        See `load_pretrained`, for a checkpoint that has a pooler if the model does.
+    """
+    head = _head_modules(config, spec)
+    dtype = torch.float32 if spec.lora_r == 0 else DTYPES[spec.torch_dtype]
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=dtype, trust_remote_code=spec.trust_remote_code
+        )
+    if spec.use_4bit:
+        _quantize_shapes(model, head, _four_bit(spec, head))
+    for name in head:
+        model.get_submodule(name).to(torch.float32)
+    return model, head
+
+
+def _quantize_shapes(model: Any, head: list[str], settings: Any) -> None:
+    """Replace the linear layers of a model on the meta device as loading in 4 bits does."""
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(model, head, settings)
+    model.is_loaded_in_4bit = True
+    storage = settings.bnb_4bit_quant_storage
+    with torch.device("meta"):
+        for layer in model.modules():
+            if not isinstance(layer, Linear4bit):
+                continue
+            # Double quantization: a byte for the scale of each block of 64 weights, a float for 256 of these scales.
+            count = layer.out_features * layer.in_features
+            blocks = -(-count // 64)
+            scales = QuantState(
+                absmax=torch.empty(-(-blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
+            )
+            state = QuantState(
+                absmax=torch.empty(blocks, dtype=torch.uint8),
+                shape=torch.Size((layer.out_features, layer.in_features)),
+                code=torch.empty(16),
+                blocksize=64,
+                quant_type="nf4",
+                dtype=settings.bnb_4bit_compute_dtype,
+                offset=torch.empty(()),
+                state2=scales,
+            )
+            packed = torch.empty((count + 1) // (2 * storage.itemsize), 1, dtype=storage)
+            layer.weight = Params4bit(
+                packed, quant_state=state, quant_type="nf4", quant_storage=storage, bnb_quantized=True
+            )
+            layer.quant_state = state
+            layer.support_avx512bf16_for_cpu = False
+
+
 def load_config(spec: ModelSection, labels: LabelSpace) -> Any:
     """The configuration of the pretrained model, with a head for ``labels``.
 
@@ -106,6 +171,16 @@ def load_config(spec: ModelSection, labels: LabelSpace) -> Any:
         # For other software that loads the result. Pooling here does not use it.
         config.get_text_config().pad_token_id = load_tokenizer(spec).pad_token_id
     return config
+
+
+def local_config(spec: ModelSection, labels: int) -> Any | None:
+    """The configuration of a model that is in a folder or in the cache; None if it is not, or cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(
+            spec.model_name, num_labels=labels, local_files_only=True, **_hub_options(spec)
+        )
+    except (OSError, ValueError, ImportError):
+        return None
 
 
 def load_tokenizer(spec: ModelSection) -> Any:

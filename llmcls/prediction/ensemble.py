@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from llmcls.common.files import replacing, write_text
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import multi_hot
-from llmcls.engine.agreement import from_main
+from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.scoring import uncertainty
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
@@ -50,11 +50,11 @@ def predict_ensemble(runs: list[FinishedRun], input_path: str, output: Path, acc
             if accelerator.is_main_process:
                 write_text(done, made_from)
         accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _write_mean(runs, paths, output)
-        shutil.rmtree(folder)
-        log.info("mean of %d runs -> %s", len(runs), output)
-    accelerator.wait_for_everyone()
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            _write_mean(runs, paths, output)
+            shutil.rmtree(folder)
+            log.info("mean of %d runs -> %s", len(runs), output)
 
 
 def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> None:
@@ -75,6 +75,6 @@ def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> Non
         true = np.concatenate([chunk.true for chunk in written if chunk.true is not None])
         probabilities = np.concatenate([chunk.probabilities for chunk in written])
         predicted = np.concatenate([chunk.predicted for chunk in written])
-        metrics = evaluate_predictions(probabilities, true, predicted, labels.names)
+        metrics = evaluate_predictions(probabilities, true, predicted, labels.names, labels.binary)
         metrics |= uncertainty(multi_hot(true, len(labels.names)), predicted, labels)
-        write_metrics(output, metrics)
+        write_metrics(output, metrics, labels)

@@ -14,26 +14,26 @@ import torch
 from accelerate import Accelerator
 
 from llmcls.common.files import current_folder, read_json
-from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import shards_state
 from llmcls.engine.agreement import from_main
-from llmcls.model.memory import estimate, shape_of
+from llmcls.model.memory import memory_of
 from llmcls.model.pretrained import load_config
-from llmcls.recipe.defaults import checkpoints_activations
+from llmcls.model.stand_in import kind_of
+from llmcls.model.step_trace import StepTracer, TraceError
+from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
+from llmcls.training.epoch_cost import plan_passes
+from llmcls.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
-# The estimate from shapes leaves out what the layers keep in float32 and the adapter's inputs: real steps need up to
-# this factor more.
-ESTIMATE_FACTOR = 1.8
-# Share of the device memory that the corrected estimate may fill.
+# Share of the device memory that a traced step may fill. The rest is for fragmentation.
 MEMORY_SHARE = 0.8
 
 
 def settle_recomputation(
-    recipe: Recipe, run: RunFolder, accelerator: Accelerator, needed_gib: Callable[[Recipe], float]
+    recipe: Recipe, run: RunFolder, accelerator: Accelerator, needed_gib: Callable[[Recipe], float | None]
 ) -> Recipe:
     """The recipe with ``train.gradient_checkpointing`` decided. Collective; the main process decides.
 
@@ -47,7 +47,7 @@ def settle_recomputation(
     run : RunFolder
     accelerator : Accelerator
     needed_gib : callable
-        The memory in GiB that a recipe needs on each GPU; called only where it matters.
+        The memory in GiB that a recipe needs on each GPU, or None if it is not known; called only where it matters.
 
     Returns
     -------
@@ -64,19 +64,32 @@ def settle_recomputation(
         elif memory is not None and not shards_state(accelerator) and train.checkpoint_layers is None:
             without = replace(recipe, train=replace(train, gradient_checkpointing=False))
             if accelerator.is_main_process:
-                needed = ESTIMATE_FACTOR * needed_gib(without)
-                decided = needed > MEMORY_SHARE * memory
-                log.info(
-                    "activations are %s: keeping them needs up to %.1f of %.1f GiB (train.gradient_checkpointing)",
-                    "recomputed" if decided else "kept", needed, memory,
-                )  # fmt: skip
+                decided = _does_not_fit(needed_gib(without), memory)
         decided = from_main(accelerator, decided)
     return replace(recipe, train=replace(train, gradient_checkpointing=decided))
 
 
-def needed_gib(recipe: Recipe, labels: LabelSpace, ranks: int) -> float:
-    """The memory in GiB that an unsharded engine needs on each GPU, from the shapes of the model."""
-    return estimate(shape_of(load_config(recipe.model, labels), recipe), recipe, "none", ranks).total
+def needed_gib(recipe: Recipe, inputs: Inputs, accelerator: Accelerator) -> float | None:
+    """The memory in GiB that an unsharded engine needs on each GPU for the training split; None if it is not known."""
+    config = load_config(recipe.model, inputs.labels)
+    try:
+        tracer = StepTracer(recipe, config, kind_of(accelerator.device))
+        plan = plan_passes(tracer, inputs.train_split, micro_batch_tokens(recipe), accelerator.num_processes)
+        return memory_of(tracer.cost(plan.largest), "none", accelerator.num_processes).total
+    except TraceError as error:
+        log.info("the memory of a step is not known: %s cannot be traced (%s)", recipe.model.model_name, error)
+        return None
+
+
+def _does_not_fit(needed: float | None, memory: float) -> bool:
+    """Whether activations are recomputed on GPUs with so many GiB; yes if it is not known what keeping them needs."""
+    decided = needed is None or needed > MEMORY_SHARE * memory
+    if needed is not None:
+        log.info(
+            "activations are %s: keeping them needs %.1f of %.1f GiB (train.gradient_checkpointing)",
+            "recomputed" if decided else "kept", needed, memory,
+        )  # fmt: skip
+    return decided
 
 
 def _smallest_gpu(accelerator: Accelerator) -> float | None:

@@ -18,8 +18,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls.common.files import read_json, write_json
+from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import shards_state, unwrapped
 from llmcls.engine.agreement import from_main
+from llmcls.model.memory import GIB, memory_of
+from llmcls.model.pretrained import load_config
+from llmcls.model.stand_in import kind_of
+from llmcls.model.step_trace import MicroBatch, StepTracer, TraceError
 from llmcls.recipe.defaults import checkpoints_activations, micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 
@@ -34,7 +39,7 @@ MIN_SPEEDUP = 1.03
 MAX_TOKENS = 1 << 17
 
 
-def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> int:
+def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Module, labels: LabelSpace) -> int:
     """The token budget of a recipe. Collective.
 
     For ``auto``, and on GPUs by default, the budget is read from ``output_root/budgets.json``, or measured and written
@@ -46,6 +51,7 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
     accelerator : Accelerator
     model : nn.Module
         As returned by `llmcls.engine.accelerator.prepare`.
+    labels : LabelSpace
 
     Returns
     -------
@@ -62,7 +68,8 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
     key = _key(recipe, accelerator)
     known = from_main(accelerator, read_json(file) if file.exists() else {})
     if key not in known:
-        budget = find_token_budget(recipe, unwrapped(model), accelerator)
+        guess = from_main(accelerator, _traced_guess(recipe, labels, accelerator))
+        budget = find_token_budget(recipe, unwrapped(model), accelerator, guess)
         if accelerator.num_processes > 1:
             # Each rank measures on its own device; all use the smallest budget.
             budget = int(accelerator.gather(torch.tensor([budget], device=accelerator.device)).min())
@@ -73,11 +80,54 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
     return int(known[key])
 
 
-def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> int:
+def _traced_guess(recipe: Recipe, labels: LabelSpace, accelerator: Accelerator) -> int | None:
+    """The largest budget that a trace says fits on this GPU; None without a GPU, on other ranks, or without a trace."""
+    if accelerator.device.type != "cuda" or not accelerator.is_main_process:
+        return None
+    memory = torch.cuda.get_device_properties(accelerator.device).total_memory / GIB
+    try:
+        tracer = StepTracer(recipe, load_config(recipe.model, labels), kind_of(accelerator.device))
+        return tokens_that_fit(tracer, memory)
+    except TraceError as error:
+        log.info("budgets are tried from the smallest on: %s cannot be traced (%s)", recipe.model.model_name, error)
+        return None
+
+
+def tokens_that_fit(tracer: StepTracer, gib: float) -> int:
+    """The largest token budget whose traced step fits on a GPU.
+
+    Parameters
+    ----------
+    tracer : StepTracer
+    gib : float
+        Memory of the GPU.
+
+    Returns
+    -------
+    int
+        ``data.max_length`` x a power of two; ``data.max_length`` also if even that does not fit.
+    """
+    length = tracer.recipe.data.max_length
+
+    def needed(texts: int) -> float:
+        return memory_of(tracer.cost(MicroBatch((length,) * texts, accumulates=True))).total
+
+    # Memory grows linearly with the number of texts.
+    few, many = 4, 16
+    small, large = needed(few), needed(many)
+    texts = 1
+    while 2 * texts * length <= MAX_TOKENS:
+        if small + (2 * texts - few) * (large - small) / (many - few) > MEMORY_SHARE * gib:
+            break
+        texts *= 2
+    return texts * length
+
+
+def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator, guess: int | None = None) -> int:
     """Measure the fastest token budget that fits in memory.
 
-    Starting with one text of full length, the number of tokens is doubled until memory is nearly full or larger passes
-    are not faster.
+    The number of tokens is halved until they fit, then doubled until memory is nearly full or larger passes are not
+    faster, and then halved as long as smaller passes are as fast.
 
     Parameters
     ----------
@@ -85,6 +135,8 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
     model : Classifier
         Its gradients are cleared; its weights do not change.
     accelerator : Accelerator
+    guess : int, optional
+        Where to start: ``data.max_length`` x a power of two. By default, one text of full length.
 
     Returns
     -------
@@ -95,33 +147,46 @@ def find_token_budget(recipe: Recipe, model: nn.Module, accelerator: Accelerator
     rng_state, training = torch.get_rng_state(), model.training
     model.train()
     state_bytes = STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if device.type == "cuda":
-        # Loading and quantizing may have needed more than training does.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    best, best_rate = length, 0.0
-    try:
-        tokens = length
-        while tokens <= MAX_TOKENS:
+    rates: dict[int, float] = {}
+
+    def rate(tokens: int) -> float:
+        """Tokens per second, 0 if the memory does not suffice."""
+        if tokens not in rates:
+            _forget_peak(device)
             try:
-                rate = _tokens_per_second(model, accelerator, tokens // length, length)
+                rates[tokens] = _tokens_per_second(model, accelerator, tokens // length, length)
+                if _nearly_full(device, state_bytes):
+                    rates[tokens] = 0.0
             except torch.OutOfMemoryError:
-                break
-            if _nearly_full(device, state_bytes):
-                break
-            if rate > MIN_SPEEDUP * best_rate:
-                best, best_rate = tokens, rate
-            elif tokens >= 4 * best:
-                # No speedup twice in a row: larger budgets would only use more memory.
-                break
+                rates[tokens] = 0.0
+            model.zero_grad(set_to_none=True)
+        return rates[tokens]
+
+    try:
+        best = guess or length
+        while best > length and not rate(best):
+            best //= 2
+        tokens = best
+        # Two larger budgets in a row that are not faster: still larger ones would only use more memory.
+        while tokens < 4 * best and 2 * tokens <= MAX_TOKENS and rate(tokens) and rate(2 * tokens):
             tokens *= 2
+            if rate(tokens) > MIN_SPEEDUP * rate(best):
+                best = tokens
+        while best > length and rate(best) <= MIN_SPEEDUP * rate(best // 2):
+            best //= 2
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
         torch.set_rng_state(rng_state)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _forget_peak(device)
     return best
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Release what earlier work left reserved on a GPU: loading and quantizing may need more than training does."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _tokens_per_second(model: nn.Module, accelerator: Accelerator, texts: int, length: int) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(capsys) -> None:
     captured = capsys.readouterr()
     assert captured.err == "error: a.csv, row 3: not a number\n"
     assert captured.out == ""
+
+
+def test_what_the_system_refuses_is_one_sentence(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(failing(PermissionError(errno.EACCES, "Permission denied", "outputs/a")))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: outputs/a: may not be used by this user; ")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

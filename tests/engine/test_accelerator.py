@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import (
@@ -106,3 +109,11 @@ def test_gradients_are_exchanged_in_the_last_micro_batch_only(write_recipe) -> N
         with gradients_kept_local(accelerator, model, last):
             assert accelerator.sync_gradients is last
         assert accelerator.sync_gradients
+
+
+@pytest.mark.parametrize(
+    "kind, device", [(DistributedType.FSDP, "cpu"), (DistributedType.MULTI_GPU, "cuda"), (DistributedType.NO, "cuda")]
+)
+def test_a_model_that_will_be_sharded_is_loaded_into_main_memory(kind: DistributedType, device: str) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind, device=torch.device("cuda"))
+    assert loading_device(accelerator).type == device

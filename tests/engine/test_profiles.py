@@ -72,33 +72,42 @@ def test_a_profile_is_found_by_name_from_any_folder_and_by_path(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "gpus, machines, size, overrides, profile",
+    "gpus, machines, needed, overrides, profile",
     [
-        ([], 1, "1B", [], "cpu"),
-        ([8], 1, "1B", ["model.use_4bit=true"], "laptop_4bit"),
-        ([80], 1, "8B", [], "laptop_4bit"),
-        ([24] * 4, 1, "1B", [], "ddp"),
-        ([24] * 4, 1, "70B", ["model.use_4bit=true"], "fsdp_qlora"),
-        ([24] * 4, 1, "13B", [], "fsdp"),
+        ([], 1, 5, [], "cpu"),
+        ([8], 1, 5, ["model.use_4bit=true"], "laptop_4bit"),
+        ([80], 1, 20, [], "laptop_4bit"),
+        ([24] * 4, 1, 5, [], "ddp"),
+        ([24] * 4, 1, 50, ["model.use_4bit=true"], "fsdp_qlora"),
+        ([24] * 4, 1, 30, [], "fsdp"),
         # The smallest GPU decides.
-        ([80, 24], 1, "13B", [], "fsdp"),
-        ([80], 2, "8B", [], "ddp"),
-        ([80] * 2, 2, "8B", ["model.lora_r=0"], "fsdp"),
+        ([80, 24], 1, 30, [], "fsdp"),
+        ([80], 2, 20, [], "ddp"),
+        ([80] * 2, 2, 120, ["model.lora_r=0"], "fsdp"),
     ],
 )
-def test_the_profile_follows_from_memory_and_model(gpus, machines, size, overrides, profile) -> None:
+def test_the_profile_follows_from_memory_and_model(gpus, machines, needed, overrides, profile) -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides)
-    name, reason = choose_profile(Hardware(gpus, machines), recipe, size)
+    asked: list[int] = []
+
+    def need(ranks: int) -> tuple[float, str]:
+        asked.append(ranks)
+        return needed, "as traced"
+
+    name, reason = choose_profile(Hardware(gpus, machines), recipe, need)
     assert name == profile
     assert "GPU" in reason
+    assert asked == ([len(gpus) * machines] if gpus else [])
 
 
 def test_one_gpu_that_is_too_small_is_said() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
-    name, reason = choose_profile(Hardware([8.0]), recipe, "8B")
+    name, reason = choose_profile(Hardware([8.0]), recipe, lambda _: (17.2, "traced"))
     assert name == "laptop_4bit"
-    assert "it may not fit" in reason
-    assert "an unknown size" in choose_profile(Hardware([8.0]), recipe, "unheard-of")[1]
+    assert "a copy needs about 17 GiB (traced), a GPU has 8; it may not fit" in reason
+    unknown = choose_profile(Hardware([8.0] * 2), recipe, lambda _: (None, "the shape of x is unknown"))
+    assert unknown[0] == "ddp"
+    assert "is not known: the shape of x is unknown; --model-size says it" in unknown[1]
 
 
 @pytest.mark.parametrize(
@@ -107,3 +116,11 @@ def test_one_gpu_that_is_too_small_is_said() -> None:
 )
 def test_a_process_per_gpu_of_every_machine(profile: str, gpus: int, machines: int, processes: int) -> None:
     assert processes_of(profile, Hardware([80.0] * gpus, machines)) == processes
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "compute_environment: LOCAL_MACHINE"])
+def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"profile\.yaml (cannot be read as a|is not a) profile"):
+        read_profile(path)

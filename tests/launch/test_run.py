@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_the_profile_follows_from_the_hardware(tmp_path, gpus, machines, size, o
     assert command.startswith("$ accelerate launch ")
     assert command.endswith(" ".join(["-m llmcls.train recipes/quickstart.yaml", *overrides]))
     assert (f"--num_machines {machines} --machine_rank 0 --main_process_ip" in command) == (machines > 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for sbatch")
+def test_a_token_reaches_the_processes_by_the_environment_and_by_no_command_line(tmp_path: Path, monkeypatch) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$HF_TOKEN" > "$0.token"; echo "$@" > "$0.arguments"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = launch("train", "recipes/quickstart.yaml", "--slurm", "model.hf_token='hf_secret'", "seeds=[1]")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sbatch.token").read_text() == "hf_secret\n"
+    assert (tmp_path / "sbatch.arguments").read_text().endswith("cpu.yaml model.hf_token=null seeds=[1]\n")
+    assert "hf_secret" not in done.stdout + done.stderr
 
 
 def test_the_size_is_read_from_the_model_name_or_its_config(tmp_path: Path) -> None:

@@ -109,3 +109,14 @@ def test_a_stop_ends_the_thread_and_the_run_resumes_exactly(write_recipe, monkey
     monkeypatch.delenv(STOP_AFTER)
     main([str(path), "exp.run_name=stopped"])
     assert losses("stopped") == losses("whole")
+
+
+def test_ranks_are_asked_for_a_signal_every_few_steps_only(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each question makes all ranks wait for each other and for the device.
+    path = write_recipe(train__max_steps=9, train__logging_steps=2, train__train_metrics_rows=0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SIGNALS", 1e6)
+    asked = []
+    monkeypatch.setattr(loop, "any_rank", lambda accelerator, flag: asked.append(flag) or flag)
+    main([str(path)])
+    # Until the first log line nobody knows how long a step takes; then only before the last evaluation.
+    assert asked == [False] * 3

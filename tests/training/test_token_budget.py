@@ -10,10 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from llmcls.common.user_error import UserError
+from llmcls.model.step_trace import MicroBatch, StepCost
 from llmcls.recipe.load import load_recipe
 from llmcls.train import main
 from llmcls.training import token_budget
-from llmcls.training.token_budget import find_token_budget, resolve_token_budget
+from llmcls.training.token_budget import find_token_budget, resolve_token_budget, tokens_that_fit
+from tests.model.helpers import LABELS
 
 
 class OneParameter(torch.nn.Module):
@@ -63,6 +65,36 @@ def test_it_stops_when_more_does_not_pay(write_recipe, speeds) -> None:
     assert max(model.tried) == 512
 
 
+def test_it_starts_at_a_guess_and_finds_the_same(write_recipe, speeds) -> None:
+    recipe = load_recipe(write_recipe(data__max_length=64))
+    speeds({64: 100.0, 128: 180.0, 256: 182.0, 512: 181.0, 1024: 181.0, 2048: 181.0})
+    for guess, largest in ((512, 2048), (128, 512), (64, 512)):
+        model = OneParameter(room=10**9)
+        assert find_token_budget(recipe, model, Accelerator(cpu=True), guess) == 128
+        assert max(model.tried) == largest
+    # A guess that does not fit after all is halved until it does.
+    model = OneParameter(room=300)
+    speeds({64 * 2**i: 100.0 * 2**i for i in range(12)})
+    assert find_token_budget(recipe, model, Accelerator(cpu=True), 1024) == 256
+    assert model.tried[0] == 1024
+
+
+@pytest.mark.parametrize("gib, texts", [(2.5, 1), (3, 2), (4, 8), (5, 16), (100, 512)])
+def test_the_guess_is_the_largest_budget_whose_trace_fits(write_recipe, gib: float, texts: int) -> None:
+    recipe = load_recipe(write_recipe(data__max_length=256))
+    traced: list[int] = []
+
+    def cost(batch: MicroBatch) -> StepCost:
+        traced.append(len(batch.lengths))
+        # One GiB for the weights, an eighth for each text, and one for the context.
+        activations = int(len(batch.lengths) * 2**27)
+        return StepCost(batch, 1, 2**30, 0, 0, 0, 0, 0, activations, ())
+
+    tracer: Any = SimpleNamespace(recipe=recipe, cost=cost)
+    assert tokens_that_fit(tracer, gib) == texts * 256
+    assert len(traced) == 2
+
+
 def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, monkeypatch) -> None:
     # A CPU would try large micro-batches for half a minute.
     monkeypatch.setattr(token_budget, "MAX_TOKENS", 1024)
@@ -80,9 +112,11 @@ def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, mo
     monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: pytest.fail("it is known"))
     values = load_recipe(recipe, ["micro_batch_tokens=auto"])
     model = torch.nn.Module()
-    assert resolve_token_budget(values, Accelerator(cpu=True), model) == next(iter(known.values()))
-    assert resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model) == 99
-    assert resolve_token_budget(load_recipe(recipe), Accelerator(cpu=True), model) == 8 * 64
+    assert resolve_token_budget(values, Accelerator(cpu=True), model, LABELS) == next(iter(known.values()))
+    assert (
+        resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model, LABELS) == 99
+    )
+    assert resolve_token_budget(load_recipe(recipe), Accelerator(cpu=True), model, LABELS) == 8 * 64
 
 
 @pytest.mark.parametrize(
@@ -99,7 +133,8 @@ def test_on_a_gpu_it_is_measured_by_default(write_recipe, monkeypatch, device, s
     monkeypatch.setattr(token_budget, "shards_state", lambda _: sharded)
     accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1, is_main_process=True)
     recipe = load_recipe(write_recipe(), [f"micro_batch_tokens={given}"])
-    assert resolve_token_budget(recipe, accelerator, torch.nn.Module()) == expected
+    monkeypatch.setattr(token_budget, "_traced_guess", lambda *_: 64)
+    assert resolve_token_budget(recipe, accelerator, torch.nn.Module(), LABELS) == expected
 
 
 def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +147,12 @@ def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) 
 def test_another_word_is_refused(write_recipe) -> None:
     with pytest.raises(UserError, match="micro_batch_tokens is 'automatic'"):
         load_recipe(write_recipe(), ["micro_batch_tokens=automatic"])
+
+
+def test_what_the_main_process_knows_counts_on_every_rank(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The file is on a disk that this rank does not see, or sees late.
+    monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(token_budget, "_key", lambda *_: "this device")
+    monkeypatch.setattr(token_budget, "from_main", lambda accelerator, own: {"this device": 555})
+    recipe = load_recipe(write_recipe(), ["micro_batch_tokens=auto"])
+    assert resolve_token_budget(recipe, Accelerator(cpu=True), torch.nn.Module()) == 555

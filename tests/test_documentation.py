@@ -87,6 +87,8 @@ def script(path: str) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    # Dataclasses look up the module that they are defined in.
+    sys.modules[specification.name] = module
     specification.loader.exec_module(module)
     return module
 

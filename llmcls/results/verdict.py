@@ -11,6 +11,7 @@ from typing import Any
 from llmcls.common.files import read_json
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import interval_names
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import judge
@@ -143,7 +144,7 @@ def _signed(value: float) -> str:
 
 def _metric(recipe: Recipe) -> str:
     """The metric of the verdict: the one that selects the best model, where intervals of it are known."""
-    wanted = recipe.train.metric_for_best_model
+    wanted = selection_metric(recipe)
     if recipe.model.problem_type != "multi_label_classification" and wanted in ("f1_micro", "accuracy"):
         # They are the same for classes.
         return "accuracy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
@@ -26,7 +27,9 @@ def hub_name(model_name: str) -> str | None:
 
 def without_paths(recipe: Recipe) -> Recipe:
     """The recipe with files and folders named by the last part of their path, and without ``hf_token``."""
-    files = {key: _last_part(path) for key in SPLIT_KEYS.values() if (path := getattr(recipe.data, key)) is not None}
+    files: dict[str, Any] = {
+        key: _last_part(path) for key in SPLIT_KEYS.values() if (path := getattr(recipe.data, key)) is not None
+    }
     name = recipe.model.model_name
     return replace(
         recipe,

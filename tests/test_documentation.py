@@ -23,6 +23,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Programs of others, which are not checked.
 OTHERS = {
     "cp",
+    "curl",
+    "hf",
     "source",
     "export",
     "pip",

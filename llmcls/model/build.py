@@ -79,9 +79,9 @@ def assemble(network: Any, new_modules: list[str], recipe: Recipe, device: torch
             layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
             for layer in layers[recipe.train.checkpoint_layers :]:
                 layer.gradient_checkpointing = False
-    packed = _prepare_packing_and_pooling(network, recipe, device)
+    packed = prepare_packing_and_pooling(network, recipe, device)
     adapted = network if recipe.model.lora_r == 0 else add_adapter(network, new_modules, recipe)
-    _attach_kernels(network, adapted, packed, recipe, device)
+    attach_recipe_kernels(network, adapted, packed, recipe, device)
     return Classifier(adapted, packed, recipe.model.pooling, recipe.data.window_pooling)
 
 
@@ -105,7 +105,7 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
     spec = recipe.model
     if spec.lora_r == 0:
         network, _ = load_pretrained(replace(spec, model_name=str(model_folder), revision=None), labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, device)
+        packed = prepare_packing_and_pooling(network, recipe, device)
         if spec.pooling == "attention":
             load_attention_query(network, model_folder)
         model: nn.Module = network
@@ -113,11 +113,11 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
         from peft import PeftModel
 
         network, _ = load_pretrained(spec, labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, device)
+        packed = prepare_packing_and_pooling(network, recipe, device)
         model = PeftModel.from_pretrained(network, str(model_folder))
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
     classifier.merge_adapter()
-    _attach_kernels(network, classifier.model, packed, recipe, device)
+    attach_recipe_kernels(network, classifier.model, packed, recipe, device)
     return classifier
 
 
@@ -135,7 +135,7 @@ def packing_request(recipe: Recipe, device: torch.device | DeviceKind) -> Packin
     )
 
 
-def _attach_kernels(
+def attach_recipe_kernels(
     network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, device: torch.device | DeviceKind
 ) -> None:
     """Attach fused kernels, unless the recipe turns them off."""
@@ -143,7 +143,7 @@ def _attach_kernels(
         attach_kernels(network, model, packed, device, DTYPES[recipe.model.torch_dtype])
 
 
-def _prepare_packing_and_pooling(
+def prepare_packing_and_pooling(
     network: Any, recipe: Recipe, device: torch.device | DeviceKind
 ) -> PackedForward | None:
     """Set up packing and pooling on a loaded model.

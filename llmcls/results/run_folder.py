@@ -75,8 +75,11 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """Adapter and head (or the whole model), tokenizer, labels, recipe."""
-        return self.path / "model"
+        """Adapter and head (or the whole model), tokenizer, labels, recipe.
+
+        In a folder that `llmcls.push` made, they lie beside the other files, where the hub and peft look for them.
+        """
+        return self.path if (self.path / "labels.json").is_file() else self.path / "model"
 
     @property
     def model_recipe(self) -> Path:

@@ -15,7 +15,7 @@ from llmcls.common.command import run_command
 # Group and description of each command, in the order of the help text.
 COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
-    "predict": ("Train and predict", "Classify the texts of a table with a trained run."),
+    "predict": ("Train and predict", "Classify texts with a trained run: a table, standard input, or one text."),
     "check": ("Before training", "Check a recipe, its data and its model, without training."),
     "doctor": ("Before training", "Find out whether training works on this machine."),
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
@@ -23,11 +23,14 @@ COMMANDS = {
     "prepare": ("Before training", "Write a known dataset, or any dataset of the hub, as CSV files."),
     "quickstart": ("Before training", "Write the demo's data and get its pretrained model."),
     "scratch": ("Before training", "Write a small random decoder and a tokenizer for the texts of a recipe."),
+    "curve": ("Before training", "How many labels do I need? Train on growing samples and draw the curve."),
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
     "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
     "report": ("After training", "Render report.html, the model card and the summary of finished runs again."),
     "export": ("After training", "Export a run as a folder that transformers loads, and prove that it agrees."),
+    "serve": ("After training", "Serve runs over HTTP, many clients at once."),
+    "push": ("After training", "Put a run with its model card on the hub."),
     "folder": ("For job scripts", "Print the folder of a recipe's results."),
     "sweep": ("For job scripts", "Answer one question about a sweep, for slurm/sweep.sh."),
 }

@@ -44,7 +44,7 @@ from llmcls.results.report import write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.summary import write_summary
 from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
-from llmcls.training.claim import claim_run_folder
+from llmcls.training.claim import claim_run_folder, claimed_experiment
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     configure_logging(accelerator.is_main_process)
     watch_signals()
     try:
-        train_seeds(recipe, accelerator)
+        with claimed_experiment(recipe, accelerator):
+            train_seeds(recipe, accelerator)
     except Interrupted as stop:
         log.info("%s; run the same command again to resume", stop)
         sys.exit(EXIT_INTERRUPTED)

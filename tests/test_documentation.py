@@ -23,6 +23,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Programs of others, which are not checked.
 OTHERS = {
     "cp",
+    "curl",
+    "hf",
     "source",
     "export",
     "pip",
@@ -88,6 +90,8 @@ def script(path: str) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    # Dataclasses look up the module that they are defined in.
+    sys.modules[specification.name] = module
     specification.loader.exec_module(module)
     return module
 

@@ -27,6 +27,12 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
+@pytest.fixture(autouse=True)
+def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model is pretrained on few texts, which takes no time."""
+    monkeypatch.setattr(quickstart, "TINY_TEXTS", 100)
+
+
 def files(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 

@@ -13,8 +13,10 @@ import torch
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
+from llmcls.results.lock import locked
+from llmcls.results.run_folder import ExperimentFolder
 from tests.conftest import Experiment
-from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, train
+from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train
 
 
 def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Path) -> None:
@@ -63,6 +65,14 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
     train(recipe, "train.learning_rate=5e-3", "exp.overwrite=true")
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
+
+
+def test_a_folder_that_another_training_uses_is_left_alone(write_recipe, tmp_path: Path, capsys) -> None:
+    recipe, folder = write_recipe(), tmp_path / "outputs" / "tiny-llama" / "products"
+    with locked(ExperimentFolder(folder).lock, str(folder)):
+        found = refusal(capsys, "train", recipe)
+        assert f"{folder} is in use by process {os.getpid()} on " in found
+        assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_a_secret_is_written_nowhere(write_recipe, tmp_path: Path, monkeypatch, capfd) -> None:

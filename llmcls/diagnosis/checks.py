@@ -49,7 +49,7 @@ CHECKS = (
     Check("recipe", "llmcls.diagnosis.subject:usable", 120),
     Check("attention", "llmcls.diagnosis.choices:attention", 120),
     Check("kernels", "llmcls.diagnosis.choices:kernels", 300),
-    Check("fit", "llmcls.diagnosis.memory_fit:fit", 120),
+    Check("fit", "llmcls.diagnosis.memory_fit:fit", 300),
     Check("packing", "llmcls.diagnosis.exactness:packing", 300),
     Check("fused", "llmcls.diagnosis.exactness:fused", 300),
     Check("last-token", "llmcls.diagnosis.exactness:last_token"),

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from llmcls.diagnosis.findings import NotApplicable
+from llmcls.model.cards import card_of
 from llmcls.model.memory import GIB
 from llmcls.model.stand_in import kind_of
 from llmcls.model.step_trace import MicroBatch, StepTracer, TraceError
 from llmcls.recipe.schema import Recipe
 
-# By how much a real step may exceed a traced one: kernels have buffers of their own, and allocators leave gaps.
-SLACK = 1.1
+# A traced step is within a tenth of a real one, apart from what the allocator of a GPU loses.
+SLACK = 1.15
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,18 @@ class Expected:
         The factor by which a real step may need more.
     flops : float
         Floating-point operations of the forward and the backward pass, without recomputation.
+    least_seconds : float, optional
+        The time that the step takes at least, if the device is a known card.
     """
 
     peak_gib: float
     slack: float
     flops: float
+    least_seconds: float | None = None
 
 
 def expected_step(recipe: Recipe, config: Any, lengths: list[int], device: torch.device) -> Expected:
-    """The expected cost of a step over texts of these lengths, from a trace of the model.
+    """The expected cost of a step over texts of these lengths.
 
     Parameters
     ----------
@@ -47,7 +51,10 @@ def expected_step(recipe: Recipe, config: Any, lengths: list[int], device: torch
     lengths : list of int
         Tokens of each text.
     device : torch.device
-        Where the step runs.
+
+    Returns
+    -------
+    Expected
 
     Raises
     ------
@@ -58,4 +65,6 @@ def expected_step(recipe: Recipe, config: Any, lengths: list[int], device: torch
         cost = StepTracer(recipe, config, kind_of(device)).cost(MicroBatch(tuple(lengths)))
     except TraceError as error:
         raise NotApplicable(f"the model cannot be traced ({error})") from error
-    return Expected(cost.peak / GIB, SLACK, float(cost.useful_flops))
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    least = None if card is None else card.seconds(cost.kernels)
+    return Expected(cost.peak / GIB, SLACK, float(cost.useful_flops), least)

@@ -23,6 +23,7 @@ from llmcls.diagnosis.memory_fit import memory_of
 from llmcls.diagnosis.subject import config_of, device_of, dtype_of, inputs_of, recipe_of
 from llmcls.engine.accelerator import open_accelerator, prepare, unwrapped
 from llmcls.model.build import build_classifier
+from llmcls.model.cards import efficiency_file, write_efficiency
 from llmcls.model.shrink import shallow
 from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.schema import Recipe
@@ -139,6 +140,12 @@ def speed(subject: Subject) -> Finding:
         "texts_per_second": rate, "whole_model_texts_per_second": real, "share": step.share, "probe_flops": step.probe,
         "flops": step.expected.flops, "seconds": step.seconds, "tokens": step.texts * step.length,
     }  # fmt: skip
+    if step.expected.least_seconds is not None and subject.recipe is not None:
+        # `check` then knows how much of the roofline training reaches on this card.
+        efficiency = step.expected.least_seconds / step.seconds
+        card = torch.cuda.get_device_name(device_of(subject))
+        write_efficiency(efficiency_file(subject.recipe.exp.output_root), card, efficiency)
+        details["efficiency"] = efficiency
     if device_of(subject).type == "cuda" and step.share < SLOW:
         return warning(
             found, "see the checks `attention`, `kernels` and `driver`; other programs may use the GPU", **details

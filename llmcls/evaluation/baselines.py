@@ -15,6 +15,7 @@ import numpy as np
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
 from llmcls.data.labels import LabelSpace, multi_hot, read_labels
+from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
 from llmcls.evaluation.bootstrap import bootstrap_intervals
@@ -206,4 +207,7 @@ def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dic
         cells = {column: table[column][:] for column in labels.columns}
         split_values = read_labels(cells, list(range(len(table))), labels, path)
         values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
+    rows = chosen_rows(values["train"], labels, data)
+    if rows is not None:
+        texts["train"], values["train"] = [texts["train"][row] for row in rows], values["train"][rows]
     return texts, values

@@ -88,6 +88,16 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
     }
 
 
+def distinct_rows(true: np.ndarray, decisions: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Rows with the same labels and the same decisions by all sides, each once, and how many there are: int [rows].
+
+    They are the same for every metric, so a bootstrap draws them together, which saves time and memory.
+    """
+    cells = np.packbits(np.concatenate([true, *decisions], axis=1), axis=1)
+    _, kept, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
+    return true[kept], [of_side[kept] for of_side in decisions], counts
+
+
 def paired_differences(
     true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
@@ -114,10 +124,8 @@ def paired_differences(
     include the variance between seeds.
     """
     rng, rows = np.random.default_rng(seed), len(true)
-    # Rows with the same labels and decisions are drawn together, as in `bootstrap_intervals`.
-    cells = np.packbits(np.concatenate([true, *first, *second], axis=1), axis=1)
-    _, kept, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
-    true, first, second = true[kept], [d[kept] for d in first], [d[kept] for d in second]
+    true, decisions, counts = distinct_rows(true, [*first, *second])
+    first, second = decisions[: len(first)], decisions[len(first) :]
     differences: dict[str, list[np.ndarray]] = {}
     # In blocks, to limit memory: a sample needs one number per pattern.
     block = max(1, min(resamples, 20_000_000 // max(1, len(true))))

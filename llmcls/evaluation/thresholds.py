@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ def apply_thresholds(probabilities: np.ndarray, thresholds: Thresholds, labels: 
         positive = probabilities[:, 1] >= values[1]
         return np.stack([~positive, positive], axis=1)
     return multi_hot(probabilities.argmax(axis=1), probabilities.shape[1])
+
+
+def mean_thresholds(each: Sequence[Thresholds]) -> Thresholds:
+    """The thresholds for the mean of the probabilities of several runs; of one run, its own.
+
+    Examples
+    --------
+    >>> mean_thresholds([Thresholds("global", [0.2]), Thresholds("global", [0.4], at_least_one=True)])
+    Thresholds(rule='mean', values=[0.30000000000000004], at_least_one=True, metric=None)
+    """
+    if len(each) == 1:
+        return each[0]
+    values = np.mean([thresholds.values for thresholds in each], axis=0).tolist()
+    return Thresholds("mean", values, any(thresholds.at_least_one for thresholds in each))
 
 
 def save_thresholds(path: Path, thresholds: Thresholds, label_names: list[str]) -> None:

@@ -94,10 +94,9 @@ def assemble(
             for layer in layers[recipe.train.checkpoint_layers :]:
                 layer.gradient_checkpointing = False
     request = packing_request(recipe, device, dtype)
-    packed = _prepare_packing_and_pooling(network, recipe, request)
+    packed = prepare_packing_and_pooling(network, recipe, request)
     adapted = network if recipe.model.lora_r == 0 else add_adapter(network, new_modules, recipe)
-    if recipe.train.kernels == "auto":
-        attach_kernels(network, adapted, packed, device, request.dtype)
+    attach_recipe_kernels(network, adapted, packed, recipe, request)
     return Classifier(adapted, packed, recipe.model.pooling, recipe.data.window_pooling)
 
 
@@ -125,7 +124,7 @@ def load_trained_classifier(
     spec, request = recipe.model, packing_request(recipe, device, dtype)
     if spec.lora_r == 0:
         network, _ = load_pretrained(replace(spec, model_name=str(model_folder), revision=None), labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, request)
+        packed = prepare_packing_and_pooling(network, recipe, request)
         if spec.pooling == "attention":
             load_attention_query(network, model_folder)
         model: nn.Module = network
@@ -133,12 +132,11 @@ def load_trained_classifier(
         from peft import PeftModel
 
         network, _ = load_pretrained(spec, labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, request)
+        packed = prepare_packing_and_pooling(network, recipe, request)
         model = PeftModel.from_pretrained(network, str(model_folder))
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
     classifier.merge_adapter()
-    if recipe.train.kernels == "auto":
-        attach_kernels(network, classifier.model, packed, device, request.dtype)
+    attach_recipe_kernels(network, classifier.model, packed, recipe, request)
     return classifier
 
 
@@ -158,7 +156,15 @@ def packing_request(
     )
 
 
-def _prepare_packing_and_pooling(network: Any, recipe: Recipe, request: PackingRequest) -> PackedForward | None:
+def attach_recipe_kernels(
+    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, request: PackingRequest
+) -> None:
+    """Attach fused kernels, unless the recipe turns them off."""
+    if recipe.train.kernels == "auto":
+        attach_kernels(network, model, packed, request.device, request.dtype)
+
+
+def prepare_packing_and_pooling(network: Any, recipe: Recipe, request: PackingRequest) -> PackedForward | None:
     """Set up packing and pooling on a loaded model.
 
     Returns

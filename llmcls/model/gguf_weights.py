@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,10 +27,10 @@ def convert_gguf(file: Path, folder: Path) -> None:
     if hasattr(config, "quantization_config"):
         # transformers refuses to save a model that it read from GGUF, although the weights are plain numbers now.
         del config.quantization_config
-    model = type(read)(config)
+    model: Any = type(read)(config)
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -3,8 +3,8 @@
 The trace runs the forward and the backward pass of the classifier that a recipe trains, with its adapter, kernels,
 packing and checkpointing, over a micro-batch with the lengths of real texts. No weight is read, and no GPU is needed.
 
-What it cannot see: memory that a kernel reserves inside, apart from that of flash attention; what the allocator loses by
-fragmentation; and the copies that an engine makes.
+What it cannot see: memory that a kernel reserves inside, apart from that of flash attention; what the allocator loses
+by fragmentation; and the copies that an engine makes.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def _check_ranges(recipe: Recipe) -> None:
     data, model, train = recipe.data, recipe.model, recipe.train
     at_least = [
         ("data.max_length", data.max_length, 1),
+        ("data.train_rows", data.train_rows, 1),
+        ("data.train_rows_seed", data.train_rows_seed, 0),
         ("model.lora_r", model.lora_r, 0),
         ("train.batch_size", train.batch_size, 1),
         ("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1),

@@ -35,9 +35,10 @@ class Grid:
         The profile that all runs use.
     seeds : list of int
     grid : dict
-        Values to try of each recipe key, by "section.key".
+        Values to try of each recipe key, by "section.key". A value can also be a mapping of several recipe keys that
+        change together; then the name of the entry is free.
     overrides : list of str
-        Overrides of the recipe for all runs.
+        Overrides of the recipe for all runs; ``{seed}`` stands for the seed of the run.
     at_once : int, optional
         Maximum number of Slurm jobs that run at the same time.
     sbatch : list of str
@@ -102,7 +103,7 @@ def load_grid(path: str | Path) -> Grid:
         else:
             given[key] = convert(f"{path}: {key}", value, hints[key], expand=False)
     for key, values in raw["grid"].items():
-        if not isinstance(key, str) or not isinstance(values, list) or not values:
+        if not isinstance(key, str) or not isinstance(values, list) or not values or {} in values:
             raise UserError(f"{path}: grid.{key} is {values!r}; give a list of values, such as [1.0e-4, 2.0e-4]")
     if math.prod(len(values) for values in raw["grid"].values()) * len(raw["seeds"]) > MOST_TASKS:
         raise UserError(f"{path}: the grid has more than {MOST_TASKS} runs; give fewer values or seeds")
@@ -127,15 +128,17 @@ def tasks_of(grid: Grid) -> list[Task]:
     for combination in itertools.product(*grid.grid.values()):
         values = dict(zip(grid.grid, combination, strict=True))
         for seed in grid.seeds:
-            words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()] + [f"seed-{seed}"]
+            words = [f"{key.rpartition('.')[2]}-{_short(value)}" for key, value in values.items()] + [f"seed-{seed}"]
             name = _shortened(re.sub(r"[^\w.+-]+", "-", "_".join(words)))
             # Values that differ only in characters that a folder name cannot have.
             numbered = (f"{name}_{i}" for i in itertools.count(2))
             name = next(n for n in itertools.chain([name], numbered) if n not in taken)
             taken.add(name)
-            chosen = [f"{key}={value}" for key, value in values.items()]
+            pairs = [pair for k, v in values.items() for pair in (v.items() if isinstance(v, dict) else [(k, v)])]
+            chosen = [f"{key}={value}" for key, value in pairs]
+            common = [override.replace("{seed}", str(seed)) for override in grid.overrides]
             identity = [f"exp.seeds=[{seed}]", f"exp.run_name={name}"]
-            tasks.append(Task(values, seed, [*grid.overrides, *chosen, *identity]))
+            tasks.append(Task(values, seed, [*common, *chosen, *identity]))
     return tasks
 
 
@@ -143,3 +146,8 @@ def _shortened(name: str) -> str:
     """A name that can be that of a folder; what is cut off a long one is in a digest."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name if len(name.encode()) <= ROOM else f"{name.encode()[:ROOM].decode(errors='ignore')}-{digest}"
+
+
+def _short(value: Any) -> Any:
+    """What a value is called in a run name: of keys that change together, the value of the first."""
+    return next(iter(value.values())) if isinstance(value, dict) else value

@@ -45,6 +45,10 @@ class DataSection:
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    train_rows: int | None = _key(
+        None, "Train on so many rows of the training file: a sample in which every label has its share. Default: all."
+    )
+    train_rows_seed: int = _key(0, "Which sample; of two samples with the same seed, the larger contains the smaller.")
     id_column: str | None = _key(None, "Column of unique row ids. Without it, rows are numbered from 0.")
     text_fields: list[str] | None = _key(None, "Text columns, joined by text_separator; empty cells are skipped.")
     target_text_column: str | None = _key(None, "The text column, if text_fields is empty.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,22 @@ def labels_of(folder: RunFolder) -> LabelSpace:
         why = "was started but not finished" if folder.recipe.is_file() else "is not a run folder"
         raise UserError(f"{folder.path} {why} (no metrics.json, or no recipe or labels in model/); train it to the end")
     return LabelSpace(**read_json(folder.labels))
+
+
+def require_same_labels(runs: Sequence[FinishedRun]) -> None:
+    """Refuse runs that cannot be averaged.
+
+    Raises
+    ------
+    UserError
+        If their labels differ.
+    """
+    for run in runs:
+        if run.labels != runs[0].labels:
+            raise UserError(
+                f"{run.folder.path} has other labels than {runs[0].folder.path}; "
+                "an ensemble needs runs with the same labels"
+            )
 
 
 def runs_in(path: Path) -> list[RunFolder]:

@@ -21,7 +21,7 @@ from llmcls.recipe.load import load_recipe, recipe_to_dict
 from llmcls.recipe.schema import SECTIONS, Recipe
 from llmcls.recipe.shareable import hub_name, without_paths
 from llmcls.results.card_usage import Home, usage
-from llmcls.results.finished_runs import labels_of
+from llmcls.results.finished_runs import FinishedRun, labels_of
 from llmcls.results.markdown import code_block, escaped, table
 from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import PREDICTED_SPLITS, ExperimentFolder, RunFolder
@@ -75,16 +75,16 @@ def render_model_card(run: RunFolder) -> Path:
     return run.model_card
 
 
-def model_card(run: RunFolder, home: Home) -> str:
+def model_card(run: FinishedRun, home: Home) -> str:
     """The card of a finished run at another place than its folder.
 
     Parameters
     ----------
-    run : RunFolder
+    run : FinishedRun
+        Its recipe names the base model that the card names.
     home : Home
     """
-    recipe = load_recipe(run.model_recipe)
-    return _card(run, recipe, read_json(run.metrics), home)
+    return _card(run.folder, run.recipe, read_json(run.folder.metrics), home)
 
 
 def _card(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], home: Home) -> str:

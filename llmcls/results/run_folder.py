@@ -75,8 +75,11 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """Adapter and head (or the whole model), tokenizer, labels, recipe."""
-        return self.path / "model"
+        """Adapter and head (or the whole model), tokenizer, labels, recipe.
+
+        In a folder that `llmcls.push` made, they lie beside the other files, where the hub and peft look for them.
+        """
+        return self.path if (self.path / "labels.json").is_file() else self.path / "model"
 
     @property
     def model_recipe(self) -> Path:
@@ -154,6 +157,11 @@ class ExperimentFolder:
     def run(self, number: int) -> RunFolder:
         """The folder of a seed, by its place in the recipe's list of seeds."""
         return RunFolder(self.path / f"run_{number}")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the training that writes here."""
+        return self.path / ".lock"
 
     @property
     def summary(self) -> Path:

@@ -56,7 +56,7 @@ def write_sweep_summary(grid: Grid) -> str:
         "|" + "---|" * (len(keys) + 4),
     ]
     for entry in ranked:
-        cells = [str(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
+        cells = [_value(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
         cells += [_mean(entry["validation"]), _mean(entry["test"]), ", ".join(f"seed {s}" for s in entry["missing"])]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
@@ -64,6 +64,13 @@ def write_sweep_summary(grid: Grid) -> str:
     write_text(file.with_suffix(".md"), text)
     write_json(file.with_suffix(".json"), {"metric": metric, "combinations": ranked})
     return text
+
+
+def _value(value: Any) -> str:
+    """A value of the grid as text; keys that change together with their names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in value.items())
 
 
 def _rank(entry: dict[str, Any], recipe: Recipe) -> float:

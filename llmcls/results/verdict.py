@@ -11,6 +11,7 @@ from typing import Any
 from llmcls.common.files import read_json
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import interval_names
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import judge
@@ -124,7 +125,7 @@ def verdict_on(runs: list[RunFolder]) -> RunVerdict | None:
     labels = LabelSpace(**read_json(runs[0].labels))
     found = [read_decisions(run.predictions(split), labels) for run in runs]
     true, tuned = found[0][0], [predicted for _, predicted in found]
-    metric = _metric(recipe)
+    metric = judged_metric(recipe)
     gains, value = [], 0.0
     decisions = store.decisions_on(split)
     for name in IN_WORDS:
@@ -141,9 +142,9 @@ def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"
 
 
-def _metric(recipe: Recipe) -> str:
+def judged_metric(recipe: Recipe) -> str:
     """The metric of the verdict: the one that selects the best model, where intervals of it are known."""
-    wanted = recipe.train.metric_for_best_model
+    wanted = selection_metric(recipe)
     if recipe.model.problem_type != "multi_label_classification" and wanted in ("f1_micro", "accuracy"):
         # They are the same for classes.
         return "accuracy"

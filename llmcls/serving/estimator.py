@@ -13,21 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from llmcls.common.user_error import UserError
-from llmcls.data.encoding import encode
-from llmcls.data.splits import Split
-from llmcls.engine.accelerator import autocast_dtype, open_accelerator
-from llmcls.evaluation.calibration import Calibration, calibrated, load_calibration
-from llmcls.evaluation.scoring import CHUNK_ROWS, Scorer, make_scorer, score_split
-from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
-from llmcls.model.build import load_trained_classifier
-from llmcls.model.pretrained import load_tokenizer
+from llmcls.evaluation.scoring import CHUNK_ROWS
 from llmcls.results.finished_runs import FinishedRun, open_run
 from llmcls.results.run_folder import RunFolder
+from llmcls.serving.loaded import LoadedRun, load_runs
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -108,7 +101,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Labels, and the probability of every label, of one text after the other; memory stays bounded."""
         names = self._opened.labels.names
         for probabilities in self._probabilities(X):
-            marks = apply_thresholds(probabilities, self._loaded.thresholds, self._opened.labels)
+            marks = self._loaded.decisions(probabilities)
             for row, on in zip(probabilities, marks, strict=True):
                 chosen = [name for name, marked in zip(names, on, strict=True) if marked]
                 yield chosen, dict(zip(names, row.tolist(), strict=True))
@@ -118,8 +111,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return open_run(RunFolder(Path(self.run)), self.base_model)
 
     @cached_property
-    def _loaded(self) -> _Loaded:
-        return _Loaded(self._opened)
+    def _loaded(self) -> LoadedRun:
+        return load_runs([self._opened])[0]
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """Probabilities of `chunk_rows` texts at a time, float32 [rows, labels]."""
@@ -127,13 +120,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError("predict takes a list of texts, not one text; use predict([text])")
         remaining, first = iter(texts), 0
         while chunk := list(itertools.islice(remaining, self.chunk_rows)):
-            yield self._loaded.probabilities(chunk, first)
+            yield self._loaded.probabilities(self._loaded.tokens(chunk, first))
             first += len(chunk)
         if not first:
             yield np.zeros((0, len(self._opened.labels.names)), dtype=np.float32)
 
     def _decided(self, probabilities: np.ndarray) -> np.ndarray:
-        marks = apply_thresholds(probabilities, self._loaded.thresholds, self._opened.labels)
+        marks = self._loaded.decisions(probabilities)
         if self._opened.labels.multi_label:
             return marks.astype(np.int64)
         return self.classes_[marks.argmax(axis=1)]
@@ -141,31 +134,3 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # The loaded model stays behind: a copy in another process loads its own.
         return {name: value for name, value in super().__getstate__().items() if name not in ("_opened", "_loaded")}
-
-
-class _Loaded:
-    """The model of a run, ready to score texts."""
-
-    def __init__(self, run: FinishedRun) -> None:
-        accelerator = open_accelerator(run.recipe, training=False, mixed_precision=run.mixed_precision)
-        self.run, self.tokenizer = run, load_tokenizer(run.recipe.model)
-        placement = (accelerator.device, autocast_dtype(accelerator))
-        classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
-        model = accelerator.prepare_model(classifier, evaluation_mode=True)
-        self.scorer: Scorer = make_scorer(accelerator, model, run.labels, self.tokenizer.pad_token_id, run.recipe)
-        self.thresholds: Thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
-        self.calibration: Calibration = load_calibration(run.folder.calibration)
-
-    def probabilities(self, texts: list[Any], first: int) -> np.ndarray:
-        """Calibrated probabilities of texts, the first of which is number ``first``: float32 [texts, labels]."""
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {first + i} is {type(text).__name__}, not a str; convert it, or leave it out")
-        data = self.run.recipe.data
-        tokens = encode([text.strip() for text in texts], self.tokenizer, data, self.run.labels.names)
-        lengths = np.array([len(row) for row in tokens], dtype=np.int32)
-        arrays = [np.array(row, dtype=np.int32) for row in tokens]
-        table = datasets.Dataset.from_dict({"id": [str(first + i) for i in range(len(texts))]})
-        window = data.max_length if data.truncation == "windows" else None
-        split = Split("input", "texts", arrays, lengths, None, table, window)
-        return calibrated(score_split(self.scorer, split), self.calibration, self.run.labels)

@@ -138,7 +138,7 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
                 "acceptable, or use --dtype float32"
             )
         write_json(folder / "export.json", {"run": run.folder.path.name, **asdict(proof)})
-        write_text(folder / "README.md", model_card(run.folder, Home(target.name, exported=True, proof=str(proof))))
+        write_text(folder / "README.md", model_card(run, Home(target.name, exported=True, proof=str(proof))))
         shutil.move(folder, target)
     return proof
 

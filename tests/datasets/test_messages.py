@@ -12,7 +12,8 @@ from llmcls.data.labels import LabelSpace
 from llmcls.datasets.messages import LABELS, SIZES, TOPICS, Sentence, make_messages, read_sentences, write_messages
 from llmcls.evaluation.baselines import tfidf_linear
 from llmcls.evaluation.metrics import evaluate_predictions
-from llmcls.evaluation.thresholds import Tuning, apply_thresholds, tune_thresholds
+from llmcls.evaluation.thresholds import apply_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from tests.helpers import read_rows
 
 

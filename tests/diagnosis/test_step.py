@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from llmcls.diagnosis import step
 from llmcls.diagnosis.expectation import Expected
+from llmcls.model.cards import efficiency_file, read_efficiency
 from tests.diagnosis.helpers import find
 
 MEASURED = step.Measured(
@@ -70,3 +71,13 @@ def test_the_weights_of_a_layer_are_counted_without_the_embeddings() -> None:
 
 def test_a_matrix_product_is_timed() -> None:
     assert step.probe(torch.device("cpu"), torch.bfloat16, 64) > 1e6
+
+
+def test_the_share_of_the_roofline_of_a_card_is_kept_for_the_estimates_of_check(
+    write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(MEASURED, expected=replace(MEASURED.expected, least_seconds=1.0))
+    monkeypatch.setattr(step, "_measure", lambda subject: known)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert find("speed", tmp_path, write_recipe()).details["efficiency"] == 0.5
+    assert read_efficiency(efficiency_file(tmp_path / "outputs"), "a card") == 0.5

@@ -178,7 +178,7 @@ def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
     assert losses(runs.whole) == pytest.approx(losses(one), rel=1e-4)
     # The probe that the head starts from has done the first part of the way from log 2.
     assert losses(one)[0] < 0.3
-    assert losses(one)[-1] < 0.9 * losses(one)[0]
+    assert max(losses(one)) > 1.2 * min(losses(one)), "equal curves say something only if they move"
 
 
 def test_it_is_that_of_texts_taken_one_by_one(trained, alone) -> None:

@@ -13,7 +13,9 @@ CORPUS = (10, 21, 36, 45, 51, 53, 71, 102, 109, 117, 133, 211, 271, 283, 343, 81
 
 
 @pytest.fixture
-def fuzzer(tiny_llama: Path, products: Path, tmp_path: Path) -> Fuzzer:
+def fuzzer(tiny_llama: Path, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fuzzer:
+    # Recipes name paths that are relative to the current folder.
+    monkeypatch.chdir(tmp_path)
     return Fuzzer(tiny_llama, products, tmp_path)
 
 

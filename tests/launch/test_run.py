@@ -67,16 +67,9 @@ def test_a_token_reaches_the_processes_by_the_environment_and_by_no_command_line
     assert "hf_secret" not in done.stdout + done.stderr
 
 
-def test_the_size_is_read_from_the_model_name_or_its_config(tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    folder.mkdir()
-    shape = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "vocab_size": 128256}
-    (folder / "config.json").write_text(json.dumps(shape))
-    names = ["meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "gpt2", str(folder)]
-    *known, measured = map(model_billions, names)
-    assert known == [1.0, 0.135, 0.6, None]
-    assert measured is not None
-    assert 1.1 < measured < 1.5
+def test_the_size_is_read_from_the_name_of_a_model() -> None:
+    names = ["meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "gpt2"]
+    assert [model_billions(name) for name in names] == [1.0, 0.135, 0.6, None]
 
 
 def test_slurm_submits_the_job_script(tmp_path: Path) -> None:

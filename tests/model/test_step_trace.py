@@ -34,8 +34,8 @@ WIDTHS = {
 
 def recipe_of(model: dict[str, Any] | None = None, train: dict[str, Any] | None = None, name: str = "m") -> Recipe:
     return Recipe(
-        DataSection("d", "train.csv", LABELS.columns), ModelSection(name, **(model or {})), TrainSection(**(train or {})),
-        ExpSection(),
+        DataSection("d", "train.csv", LABELS.columns), ModelSection(name, **(model or {})),
+        TrainSection(**(train or {})), ExpSection(),
     )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_windows_and_gradients_of_earlier_micro_batches_are_counted() -> None:
 def test_what_cannot_be_traced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = StepTracer(recipe_of(), config_of("llama"))
     monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: self.weight[int(ids[0, 0])])
-    with pytest.raises(TraceError, match="^[A-Za-z]+: "):
+    with pytest.raises(TraceError, match=r"^[A-Za-z]+: "):
         tracer.cost(MicroBatch(LENGTHS))
 
 

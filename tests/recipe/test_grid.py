@@ -33,6 +33,17 @@ def test_run_names_are_unique_and_say_what_was_tried(write_grid: WriteGrid) -> N
     assert names[0] == "learning_rate-0.0001_lora_target_modules--q_proj-_seed-1"
 
 
+def test_keys_that_change_together_and_the_seed_in_an_override(write_grid: WriteGrid) -> None:
+    cases = [{"data.train_rows": 20, "train.num_train_epochs": 8}, {"data.train_rows": 40, "num_train_epochs": 4}]
+    grid = load_grid(write_grid(grid={"curve": cases}, overrides=["data.train_rows_seed={seed}"]))
+    recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks_of(grid)]
+    seen = [(r.data.train_rows, r.train.num_train_epochs, r.data.train_rows_seed, *r.exp.seeds) for r in recipes]
+    assert seen == [(20, 8, 1, 1), (20, 8, 2, 2), (40, 4, 1, 1), (40, 4, 2, 2)]
+    assert [r.exp.run_name for r in recipes][:2] == ["curve-20_seed-1", "curve-20_seed-2"]
+    with pytest.raises(UserError, match=r"grid\.curve is \[\{\}\]"):
+        load_grid(write_grid(grid={"curve": [{}]}))
+
+
 def test_the_grid_of_the_project_loads() -> None:
     grid = load_grid(ROOT / "slurm" / "grid.yaml")
     assert (ROOT / grid.recipe).is_file()

@@ -12,6 +12,7 @@ from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.results import model_card as module
 from llmcls.results.card_usage import Home
+from llmcls.results.finished_runs import open_run
 from llmcls.results.model_card import model_card, render_model_card, write_model_card
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from tests.conftest import Experiment
@@ -103,7 +104,7 @@ def test_an_adapter_of_a_hub_model_names_its_base(run: RunFolder) -> None:
 
 
 def test_an_exported_folder_says_so(run: RunFolder) -> None:
-    page = model_card(run, Home("user/name", on_hub=True, exported=True, proof="40 rows: 0 changed"))
+    page = model_card(open_run(run), Home("user/name", on_hub=True, exported=True, proof="40 rows: 0 changed"))
     assert ModelCard(page).data.library_name == "transformers"
     assert "40 rows&#58; 0 changed" in page
     assert 'model="user/name"' in page

@@ -83,7 +83,11 @@ def test_no_text_gives_no_row(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
-    [("one text", "takes a list of texts, not one text"), (["a", None], "text 1 is NoneType, not a str")],
+    [
+        ("one text", "takes a list of texts, not one text"),
+        (["a", None], "text 1 is NoneType, not a str"),
+        (["a", "b\ud800"], "text 1: character 1 is half of a pair"),
+    ],
 )
 def test_what_is_no_list_of_texts_is_refused(classifier: Classifier, given: object, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

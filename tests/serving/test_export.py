@@ -97,7 +97,9 @@ def test_every_kind_of_run_travels(kind: str, write_recipe, tmp_path: Path) -> N
     proof = export_run(open_run(RunFolder(folder)), tmp_path / "out", options)
     assert proof.largest_difference <= proof.tolerance
     assert kind == "calibrated classes" or proof.tolerance == 1e-5
-    assert proof.changed_decisions == 0
+    # A step of an isotonic curve can put two classes level; then rounding decides.
+    assert proof.unexplained == 0
+    assert kind == "calibrated classes" or proof.changed_decisions == 0
 
 
 def drop_head(folder: Path) -> None:

@@ -37,7 +37,7 @@ def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.T
     optimizer = build_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
     rows, packed = global_batch_size(recipe, 1), unwrapped(model).packs
-    budget = resolve_token_budget(recipe, accelerator, model)
+    budget = resolve_token_budget(recipe, accelerator, model, inputs.labels)
     split = inputs.train_split
     setup = TrainingSetup(recipe, 3, RunFolder(Path()), accelerator, inputs.labels, split, None, rows, packed, budget)
     step = next(plan_epoch(split.lengths, setup.batches, setup.seed, 0))

@@ -180,4 +180,4 @@ def test_what_the_main_process_knows_counts_on_every_rank(write_recipe, monkeypa
     monkeypatch.setattr(token_budget, "_key", lambda *_: "this device")
     monkeypatch.setattr(token_budget, "from_main", lambda accelerator, own: {"this device": 555})
     recipe = load_recipe(write_recipe(), ["micro_batch_tokens=auto"])
-    assert resolve_token_budget(recipe, Accelerator(cpu=True), torch.nn.Module()) == 555
+    assert resolve_token_budget(recipe, Accelerator(cpu=True), torch.nn.Module(), LABELS) == 555

@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marks = {mark.name for mark in item.iter_markers()}
         weight = next((i for i, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
         weights[item.path] = min(weight, weights.get(item.path, weight))
-        if config.getoption("dist", None) == "loadgroup":
+        # What pytest-xdist leaves of --dist loadgroup in its workers, where the groups are formed.
+        if config.getoption("loadgroup", False):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: weights[item.path])
 

@@ -35,8 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the files, and let each file run in one worker, which builds its fixtures once."""
+    """Sort the files, and let each file run in one worker, which builds its fixtures once.
+
+    Before pytest-xdist, which looks at the groups once.
+    """
     weights: dict[Path, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}

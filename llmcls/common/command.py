@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +48,7 @@ def run_command(main: Callable[[], None]) -> None:
         if os.environ.get("RANK", "0") != "0":
             # All ranks find the same error. Rank 0 reports it first, and the launcher then ends the other ranks
             # during this pause. An error that only this rank found is reported after the pause.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
         print(redacted(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(2)

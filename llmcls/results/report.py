@@ -199,7 +199,8 @@ def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
             label="validation" if plain else "validation (cross-entropy)",
         )
         right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green", label=metric)
-        if all(metric in h.get("at_half", {}) for h in evaluated):
+        tuned = any(h.get("thresholds", "fixed") != "fixed" for h in evaluated)
+        if tuned and all(metric in h["at_half"] for h in evaluated):
             right.plot(steps, [h["at_half"][metric] for h in evaluated], "--", color="tab:gray", label="at 0.5")
             right.legend()
         right.set_title(f"validation {metric}")

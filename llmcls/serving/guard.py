@@ -75,7 +75,7 @@ class Guard:
 
     def __init__(self, application: Application, limits: Limits, key: str | None, metrics: Metrics) -> None:
         self.application, self.limits, self.metrics = application, limits, metrics
-        self._expected = None if key is None else f"Bearer {key}".encode()
+        self._key = None if key is None else key.encode()
         self._held = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -100,11 +100,11 @@ class Guard:
             self._held -= len(body)
 
     def _require_key(self, scope: MutableMapping[str, Any]) -> None:
-        if self._expected is None or scope["path"] in OPEN_PATHS:
+        if self._key is None or scope["path"] in OPEN_PATHS:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         # In constant time, so that answers do not tell how much of a guess is right.
-        if not hmac.compare_digest(given, self._expected):
+        if not hmac.compare_digest(given, self._key) or scheme.lower() != b"bearer":
             raise RequestError(401, "this server needs a key; send the header Authorization: Bearer KEY")
 
     async def _read(self, receive: Receive, body: bytearray) -> bool:

@@ -56,11 +56,11 @@ def test_a_report_says_which_rule_decided_and_what_the_others_would_reach(run: R
 
 def test_the_curve_of_the_metric_has_its_value_at_one_half_beside_it(run: RunFolder) -> None:
     # matplotlib keeps the text of a label as a comment beside its outlines.
-    assert "<!-- at 0.5 -->" not in render_report(run).read_text(encoding="utf-8")
-    metrics = read_json(run.metrics)
-    metrics["history"][0]["at_half"] = {"f1_micro": 0.0}
-    write_report(run, load_recipe(run.recipe), metrics)
-    assert "<!-- at 0.5 -->" in run.report.read_text(encoding="utf-8")
+    recipe, metrics = load_recipe(run.recipe), read_json(run.metrics)
+    for rule, drawn in (("fixed", False), ("joint", True)):
+        metrics["history"][0] |= {"at_half": {"f1_micro": 0.0}, "thresholds": rule}
+        write_report(run, recipe, metrics)
+        assert ("<!-- at 0.5 -->" in run.report.read_text(encoding="utf-8")) is drawn
 
 
 def test_names_are_escaped(run: RunFolder) -> None:

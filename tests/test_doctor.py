@@ -60,7 +60,7 @@ def test_an_old_torch_is_a_fault(tmp_path: Path, monkeypatch, capsys) -> None:
     code, lines, _ = examine(monkeypatch, capsys, tmp_path / "doctor.json", "--only", "libraries")
     assert code == 1
     assert lines[0] == "fault    libraries     torch 2.4.1 is installed, >=2.12 is required"
-    assert lines[1].endswith("-> run `pip install --upgrade 'torch>=2.10'`")
+    assert lines[1].endswith("-> run `pip install --upgrade 'torch>=2.12'`")
     assert "not ready: 1 fault(s)" in lines
 
 

@@ -13,8 +13,8 @@ from torch.nn.attention import varlen
 
 from llmcls.model import packed_attention
 from llmcls.model.packed_attention import HeadShape, attention, choose_kernel, make_pack
-from tests.helpers import ROOT
 from llmcls.model.stand_in import DeviceKind
+from tests.helpers import ROOT
 from tests.model.helpers import CPU, TEXTS, lengths_of
 
 LENGTHS = lengths_of(TEXTS)

@@ -11,4 +11,5 @@ bench: setup
 	.venv/bin/python bench/predict_speed.py
 	.venv/bin/python bench/scale.py
 	.venv/bin/python bench/gpu.py
+	.venv/bin/python bench/trace.py
 	@if [ -n "$$REUTERS_DIR" ]; then .venv/bin/python bench/quality.py; else echo 'bench/quality.py needs REUTERS_DIR'; fi

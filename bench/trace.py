@@ -3,9 +3,9 @@
     python bench/trace.py [--tokens 16384]
 
 The step is that of `llmcls.train`: LoRA r 8 on every linear layer, bf16, one packed micro-batch of texts of lognormal
-lengths (mean 300, sigma 0.9, at most 1,024 tokens). `llmcls.model.step_trace` runs it under fake tensors, and a roofline
-gives the time: each kernel takes as long as its arithmetic at 700 TFLOP/s or its traffic at 0.85 x 3.35 TB/s, which is
-what large kernels reach on this card. Nothing is measured: real kernels are slower than the roofline.
+lengths (mean 300, sigma 0.9, at most 1,024 tokens). `llmcls.model.step_trace` runs it under fake tensors, and a
+roofline gives the time: each kernel takes as long as its arithmetic at 700 TFLOP/s or its traffic at 0.85 x 3.35 TB/s,
+which is what large kernels reach on this card. Nothing is measured: real kernels are slower than the roofline.
 
 The ceiling is the share of 700 TFLOP/s that the useful operations of the step reach at best: matrix products and
 attention, forward and backward as LoRA needs them, without recomputation. What the last layer skips does not count.
@@ -67,10 +67,10 @@ def main() -> None:
     arguments = parser.parse_args()
     batch = MicroBatch(lognormal_lengths(arguments.tokens))
     lines = [
-        f"A step of the shape of Llama-3.2-1B, LoRA r 8 on every linear layer, bf16, dropout 0.05, {batch.tokens:,} tokens",
-        f"in {len(batch.lengths)} packed texts, traced under fake tensors on a CPU. The time is that of a roofline of an",
-        "H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.** `kernels off` are the modules of",
-        "transformers and peft. (`bench/trace.py`)",
+        "A step of the shape of Llama-3.2-1B, LoRA r 8 on every linear layer, bf16, dropout 0.05,",
+        f"{batch.tokens:,} tokens in {len(batch.lengths)} packed texts, traced under fake tensors on a CPU.",
+        "The time is that of a roofline of an H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.**",
+        "`kernels off` are the modules of transformers and peft. (`bench/trace.py`)",
         "",
         "| variant | ms | ceiling | peak GiB | kernels a layer |",
         "|---|---|---|---|---|",
@@ -78,9 +78,8 @@ def main() -> None:
     print("\n".join(lines))
     for name, (model, train) in VARIANTS.items():
         start = time.perf_counter()
-        recipe = Recipe(
-            DataSection("d", "train.csv", []), ModelSection("1B", lora_r=8, **model), TrainSection(**train), ExpSection()
-        )
+        sections = ModelSection("1B", lora_r=8, **model), TrainSection(**train)
+        recipe = Recipe(DataSection("d", "train.csv", []), *sections, ExpSection())
         cost = StepTracer(recipe, one_billion()).cost(batch)
         seconds = H100.seconds(cost.kernels)
         ceiling = cost.useful_flops / (seconds * H100.sixteen_bits)

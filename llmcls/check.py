@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     """Check a recipe and print what training will do."""
     parser = command_parser("check", "Check a recipe, its data and its model, without training.")
     add_recipe_arguments(parser)
-    parser.add_argument("--card", help="estimate for this GPU, such as H100 or 'RTX 3060'; that of this machine if left out")
+    parser.add_argument(
+        "--card", help="estimate for this GPU, such as H100 or 'RTX 3060'; that of this machine if left out"
+    )
     parser.add_argument("--price", type=float, help="price of an hour on the GPU, to estimate the cost of an epoch")
     arguments = parser.parse_intermixed_args(argv)
     card = find_card(arguments.card) if arguments.card else None

@@ -1,7 +1,7 @@
 """GPUs: what they can compute and move in a second, and how long a traced step takes on them at least.
 
-The time of a step is that of a roofline (Williams et al. 2009, "Roofline: An Insightful Visual Performance Model"): each
-kernel takes as long as its arithmetic or its traffic, whichever is longer. Real kernels reach a part of that, the
+The time of a step is that of a roofline (Williams et al. 2009, "Roofline: An Insightful Visual Performance Model"):
+each kernel takes as long as its arithmetic or its traffic, whichever is longer. Real kernels reach a part of that, the
 efficiency, which differs between cards and is measured once on a machine.
 """
 

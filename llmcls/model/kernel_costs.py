@@ -123,7 +123,11 @@ def workspace(name: str, arguments: Sequence[Any]) -> int:
     query, key = arguments[1], arguments[2]
     if name == "_varlen_attn_backward":
         # [tokens, heads, width]
-        rows, heads, key_heads = query.shape[0] + FLASH_BLOCK * (arguments[6].shape[0] - 1), query.shape[1], key.shape[1]
+        rows, heads, key_heads = (
+            query.shape[0] + FLASH_BLOCK * (arguments[6].shape[0] - 1),
+            query.shape[1],
+            key.shape[1],
+        )
         keys = key.shape[0]
     else:
         # [texts, heads, tokens, width]

@@ -69,9 +69,11 @@ def memory_of(cost: StepCost, sharding: str = "none", ranks: int = 1) -> Memory:
     -----
     - DDP keeps a second copy of the gradients, in which it exchanges them.
     - With everything sharded, a rank holds, in addition to its share, what is outside of the layers, and two whole
-      layers: the one that computes and the one that is fetched.
+      layers: the one that computes and the one that is fetched. They arrive in the type of the computation, so that
+      autocast makes no copies of them.
     """
     weights, state = float(cost.weights), float(cost.gradients + cost.optimizer_state)
+    activations = cost.activations
     if sharding == "none" and ranks > 1:
         state += 4 * cost.trained
     if sharding != "none":
@@ -79,7 +81,8 @@ def memory_of(cost: StepCost, sharding: str = "none", ranks: int = 1) -> Memory:
         state = (cost.gradients + 8 * cost.trained) / ranks
     if sharding == "all":
         weights = weights / ranks + cost.outside_weights + 2 * cost.layer_weights
-    return Memory(weights / GIB, state / GIB, cost.activations / GIB, cost.batch.tokens)
+        activations -= cost.weight_casts
+    return Memory(weights / GIB, state / GIB, activations / GIB, cost.batch.tokens)
 
 
 def full_texts(recipe: Recipe) -> MicroBatch:
@@ -175,10 +178,17 @@ def guessed_config(billions: float, labels: int) -> LlamaConfig:
         width = 128 * layers
         weights = layers * 14.5 * width**2 + VOCABULARY * width
     return LlamaConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=layers,
-        num_key_value_heads=layers if layers % 4 else layers // 4, head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=1 << 17,
-        pad_token_id=0, num_labels=labels,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=layers,
+        num_key_value_heads=layers if layers % 4 else layers // 4,
+        head_dim=128,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=1 << 17,
+        pad_token_id=0,
+        num_labels=labels,
+    )
 
 
 def model_billions(name: str) -> float | None:

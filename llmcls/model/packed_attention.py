@@ -150,9 +150,7 @@ class HeadShape:
     width: int
 
 
-def choose_kernel(
-    shape: HeadShape, device: torch.device | DeviceKind, dtype: torch.dtype
-) -> tuple[str | None, str]:
+def choose_kernel(shape: HeadShape, device: torch.device | DeviceKind, dtype: torch.dtype) -> tuple[str | None, str]:
     """Find the fastest attention for packed rows that works on a device, by trying it forward and backward.
 
     Parameters

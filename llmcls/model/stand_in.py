@@ -1,11 +1,11 @@
 """Fake tensors on the CPU that stand for tensors on a GPU, so that a step on a GPU can be traced without one.
 
-PyTorch cannot run a backward pass over fake CUDA tensors where there is no GPU. Fake CPU tensors can do it, and the same
-operations are called, with these exceptions, which `GpuCalls` replaces by what a GPU does:
+PyTorch cannot run a backward pass over fake CUDA tensors where there is no GPU. Fake CPU tensors can do it, and the
+same operations are called, with these exceptions, which `GpuCalls` replaces by what a GPU does:
 
 - autocast on a GPU computes more functions in float32;
 - dropout is one operation that keeps a mask of one byte a value;
-- scaled dot-product attention never stores its scores.
+- scaled dot-product attention has other kernels, most of which store no scores.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class DeviceKind:
 # What autocast computes in float32 on a GPU but not on a CPU, as far as models call it: aten/src/ATen/autocast_mode.h,
 # AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
 FLOAT32_ON_GPUS = {
-    "cosine_similarity", "cumprod", "cumsum", "exp", "expm1", "group_norm", "layer_norm", "log", "log10", "log1p", "log2",
-    "log_softmax", "logsumexp", "norm", "pow", "prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum", "tan",
+    "cosine_similarity", "cumprod", "cumsum", "exp", "expm1", "group_norm", "layer_norm", "log", "log10", "log1p",
+    "log2", "log_softmax", "logsumexp", "norm", "pow", "prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum",
+    "tan",
 }  # fmt: skip
 # The widest head that flash attention computes.
 FLASH_WIDTH = 256
@@ -130,8 +131,8 @@ def _attention(
 ) -> torch.Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` on a GPU: the kernel that torch chooses there.
 
-    Flash attention has no mask and no float32; the memory-efficient kernel has no grouped heads; what neither computes is
-    computed as two matrix products and a softmax (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    Flash attention has no mask and no float32; the memory-efficient kernel has no grouped heads; what neither computes
+    is computed as two matrix products and a softmax (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

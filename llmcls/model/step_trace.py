@@ -3,8 +3,9 @@
 The trace runs the forward and the backward pass of the classifier that a recipe trains, with its adapter, kernels,
 packing and checkpointing, over a micro-batch with the lengths of real texts. No weight is read, and no GPU is needed.
 
-What it cannot see: memory that a kernel reserves inside, apart from that of flash attention; what the allocator loses by
-fragmentation; and the copies that an engine makes.
+What it cannot see: memory that a kernel reserves inside, apart from that of flash attention; what the allocator loses
+by fragmentation; and the copies that an engine makes. It sees too much where peft's own 4-bit layers run (DoRA, or
+without fused kernels): they convert their input where they find no autocast of a GPU.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class StepCost:
         Bytes of AdamW's moments.
     activations : int
         Bytes of everything else that exists then: what is kept for the backward pass, and temporary tensors.
+    weight_casts : int
+        Those of the activations that are 16-bit copies of weights, which autocast makes of trained weights.
     kernels : tuple of (KernelCost, int)
         Each kind of kernel, and how often it ran.
     """
@@ -96,6 +99,7 @@ class StepCost:
     gradients: int
     optimizer_state: int
     activations: int
+    weight_casts: int
     kernels: tuple[tuple[KernelCost, int], ...]
 
     @property
@@ -204,6 +208,7 @@ class StepTracer:
             # Two moments in float32, or in one byte each.
             optimizer_state=count * (2 if wants_8bit_optimizer(self.recipe, count) else 8),
             activations=ledger.peak - weights - gradients,
+            weight_casts=ledger.casts_at_peak,
             kernels=tuple(ledger.kernels.items()),
         )
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +33,8 @@ WIDTHS = {
 
 
 def recipe_of(model: dict[str, Any] | None = None, train: dict[str, Any] | None = None, name: str = "m") -> Recipe:
-    return Recipe(
-        DataSection("d", "train.csv", LABELS.columns), ModelSection(name, **(model or {})), TrainSection(**(train or {})),
-        ExpSection(),
-    )  # fmt: skip
+    data = DataSection("d", "train.csv", LABELS.columns)
+    return Recipe(data, ModelSection(name, **(model or {})), TrainSection(**(train or {})), ExpSection())
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +174,15 @@ def test_windows_and_gradients_of_earlier_micro_batches_are_counted() -> None:
     assert later.gradients == pytest.approx(4 * later.trained, rel=0.01)
     assert later.peak > first.peak
     assert first.optimizer_state == 8 * first.trained
+    # Autocast keeps a 16-bit copy of each trained matrix.
+    assert 0.7 * 2 * first.trained < first.weight_casts <= 2 * first.trained
+    assert cost_of().weight_casts < 0.1 * cost_of().weights
 
 
 def test_what_cannot_be_traced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = StepTracer(recipe_of(), config_of("llama"))
     monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: self.weight[int(ids[0, 0])])
-    with pytest.raises(TraceError, match="^[A-Za-z]+: "):
+    with pytest.raises(TraceError, match=r"^[A-Za-z]+: "):
         tracer.cost(MicroBatch(LENGTHS))
 
 

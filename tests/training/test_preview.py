@@ -33,7 +33,9 @@ def test_it_tells_model_storage_adapter_steps_and_results(lines) -> None:
     steps = next(line for line in said if line.startswith("steps: "))
     assert steps == "steps: 10 per epoch of 16 texts on one process, at most 4 epochs, 3 seed(s)"
     (memory,) = [line for line in said if line.startswith("memory: ")]
-    assert memory.startswith("memory: about 1.0 GiB on each GPU: weights 0.00, gradients and optimizer 0.00, activations")
+    assert memory.startswith(
+        "memory: about 1.0 GiB on each GPU: weights 0.00, gradients and optimizer 0.00, activations"
+    )
     assert not [line for line in said if line.startswith(("time: ", "cost: "))]
     assert not [line for line in said if line.startswith("advice: ")]
     assert said[-1] == "ok"

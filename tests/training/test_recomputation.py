@@ -89,7 +89,9 @@ def test_the_need_is_traced_for_the_lengths_of_the_data(write_recipe, monkeypatc
     monkeypatch.setattr(recomputation, "kind_of", lambda device: DeviceKind(device.type))
 
     def needed(*overrides: str) -> float:
-        found = needed_gib(load_recipe(path, ["use_4bit=true", "pooling=mean", *overrides]), inputs, accelerator("cuda"))
+        found = needed_gib(
+            load_recipe(path, ["use_4bit=true", "pooling=mean", *overrides]), inputs, accelerator("cuda")
+        )
         assert found is not None
         return found
 

@@ -88,7 +88,7 @@ def test_the_guess_is_the_largest_budget_whose_trace_fits(write_recipe, gib: flo
         traced.append(len(batch.lengths))
         # One GiB for the weights, an eighth for each text, and one for the context.
         activations = int(len(batch.lengths) * 2**27)
-        return StepCost(batch, 1, 2**30, 0, 0, 0, 0, 0, activations, ())
+        return StepCost(batch, 1, 2**30, 0, 0, 0, 0, 0, activations, 0, ())
 
     tracer: Any = SimpleNamespace(recipe=recipe, cost=cost)
     assert tokens_that_fit(tracer, gib) == texts * 256
@@ -113,7 +113,9 @@ def test_it_is_found_once_and_changes_no_result(write_recipe, tmp_path: Path, mo
     values = load_recipe(recipe, ["micro_batch_tokens=auto"])
     model = torch.nn.Module()
     assert resolve_token_budget(values, Accelerator(cpu=True), model, LABELS) == next(iter(known.values()))
-    assert resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model, LABELS) == 99
+    assert (
+        resolve_token_budget(load_recipe(recipe, ["micro_batch_tokens=99"]), Accelerator(cpu=True), model, LABELS) == 99
+    )
     assert resolve_token_budget(load_recipe(recipe), Accelerator(cpu=True), model, LABELS) == 8 * 64
 
 

@@ -1,7 +1,7 @@
 # A thin wrapper around launch/run.py, which Windows users call with launch\run.cmd.
 PYTHON ?= python3
 
-.PHONY: setup demo fast test docs bench
+.PHONY: setup demo fast test docs bench fuzz
 
 setup demo fast test docs:
 	$(PYTHON) launch/run.py $@
@@ -9,7 +9,13 @@ setup demo fast test docs:
 bench: setup
 	.venv/bin/python bench/train_speed.py
 	.venv/bin/python bench/predict_speed.py
+	.venv/bin/python bench/serve.py
 	.venv/bin/python bench/scale.py
 	.venv/bin/python bench/gpu.py
 	.venv/bin/python bench/trace.py
 	@if [ -n "$$REUTERS_DIR" ]; then .venv/bin/python bench/quality.py; else echo 'bench/quality.py needs REUTERS_DIR'; fi
+
+# Mutated recipes and tables; ends with 1 if one of them is not accepted, or refused in a short sentence and soon.
+CASES ?= 5000
+fuzz:
+	.venv/bin/python -m tests.faults.fuzz --cases $(CASES)

@@ -39,12 +39,13 @@ def plain_loop(run: Any, split: Any, pad_token_id: int, batch_size: int) -> tupl
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, _ = load_pretrained(run.recipe.model, run.labels, device)
-    model = PeftModel.from_pretrained(base, run.folder / "model").to(device).eval()
+    model = PeftModel.from_pretrained(base, str(run.folder.model)).to(device).eval()
     # The pooling of transformers looks for the last token that is not the pad id, so no text may end with this id.
     base.config.pad_token_id = pad_token_id
     out = []
     start = time.perf_counter()
-    with torch.no_grad():
+    dtype = getattr(torch, run.recipe.model.torch_dtype)
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for first in range(0, len(split), batch_size):
             texts = [split.tokens[i] for i in range(first, min(len(split), first + batch_size))]
             longest = max(map(len, texts))

@@ -67,10 +67,11 @@ def main() -> None:
     arguments = parser.parse_args()
     batch = MicroBatch(lognormal_lengths(arguments.tokens))
     lines = [
-        "A step of the shape of Llama-3.2-1B, LoRA r 8 on every linear layer, bf16, dropout 0.05,",
-        f"{batch.tokens:,} tokens in {len(batch.lengths)} packed texts, traced under fake tensors on a CPU.",
-        "The time is that of a roofline of an H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.**",
-        "`kernels off` are the modules of transformers and peft. (`bench/trace.py`)",
+        "A step of the shape of Llama-3.2-1B, LoRA r 8 on every linear layer, bf16, dropout 0.05, "
+        f"{batch.tokens:,} tokens",
+        f"in {len(batch.lengths)} packed texts, traced under fake tensors on a CPU. The time is that of a roofline",
+        "of an H100 (700 TFLOP/s, 0.85 x 3.35 TB/s). **It is a limit, not a measurement.** `kernels off` are the",
+        "modules of transformers and peft. (`bench/trace.py`)",
         "",
         "| variant | ms | ceiling | peak GiB | kernels a layer |",
         "|---|---|---|---|---|",
@@ -78,8 +79,12 @@ def main() -> None:
     print("\n".join(lines))
     for name, (model, train) in VARIANTS.items():
         start = time.perf_counter()
-        sections = ModelSection("1B", lora_r=8, **model), TrainSection(**train)
-        recipe = Recipe(DataSection("d", "train.csv", []), *sections, ExpSection())
+        recipe = Recipe(
+            DataSection("d", "train.csv", []),
+            ModelSection("1B", lora_r=8, **model),
+            TrainSection(**train),
+            ExpSection(),
+        )
         cost = StepTracer(recipe, one_billion()).cost(batch)
         seconds = H100.seconds(cost.kernels)
         ceiling = cost.useful_flops / (seconds * H100.sixteen_bits)

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launch/run.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make .venv and install the pinned packages")
-    commands.add_parser("demo", help="set up, make a small data set and model, train, predict")
+    commands.add_parser("demo", help="set up, write a small data set, get a pretrained model, train, predict")
     test = commands.add_parser("test", help="set up, run all tests, the linter, the type checker and the docs build")
     test.add_argument("pytest", nargs=argparse.REMAINDER, help="passed on to pytest")
     fast = commands.add_parser("fast", help="set up, run only the unit tests, for quick feedback")
@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--main-port", type=int, default=29500)
     train.add_argument("--model-size", help="such as 8B, to choose the profile; read from the recipe if left out")
     train.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
+    train.add_argument("--gpus-per-node", type=int, help="the hardware in short: GPUs of each machine; 0 for CPUs")
+    train.add_argument("--gpu-memory", type=float, metavar="GIB", help="with --gpus-per-node: memory of each GPU")
     train.add_argument("--dry-run", action="store_true", help="print the command without running it")
     train.add_argument("--slurm", action="store_true", help="submit slurm/train.sh instead of running here")
     arguments, unknown = parser.parse_known_args(argv)
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown and (arguments.command != "train" or any(u.startswith("-") for u in unknown)):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command == "train":
-        arguments.overrides += unknown
+        arguments.overrides = without_token(arguments.overrides + unknown)
         if not installed():
             set_up(bool(find_hardware().gpus))
         return train_command(arguments)
@@ -80,16 +82,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def demo() -> int:
-    """Run the quickstart: make the data and the model, train, and predict. Returns the exit code."""
-    python, recipe = python_to_use(), "recipes/quickstart.yaml"
+    """Run the quickstart: make the data, get the model, train, and predict. Returns the exit code."""
+    python = python_to_use()
+    first = [python, "-m", "llmcls.quickstart", "--out", "demo"]
+    show(first)
+    code = execute(first)
+    if code:
+        return code
+    # Where the pretrained model cannot be had, the quickstart makes a tiny one and the data that go with it.
+    if Path("demo/smollm2-135m").is_dir():
+        recipe, data, results = "recipes/quickstart.yaml", "demo/data", "outputs/smollm2-135m/messages"
+    else:
+        recipe, data, results = "recipes/quickstart_tiny.yaml", "demo/products", "outputs/tiny-llama/products"
     predictions = "demo/predictions.jsonl"
     chosen = choose([recipe])
     if isinstance(chosen, int):
         return chosen
     steps = [
-        [python, "-m", "llmcls.quickstart", "--out", "demo"],
         accelerate_command(recipe, [], Path(chosen["file"]), chosen["processes"]),
-        [python, "-m", "llmcls.predict", "--recipe", recipe, "--input", "demo/data/test.csv", "--output", predictions],
+        [python, "-m", "llmcls.predict", "--recipe", recipe, "--input", f"{data}/test.csv", "--output", predictions],
     ]
     for step in steps:
         show(step)
@@ -98,12 +109,12 @@ def demo() -> int:
             return code
     print(
         "\ndemo: done\n"
-        "  data          demo/data/{train,validation,test}.csv\n"
-        "  summary       outputs/tiny-llama/products/summary.md\n"
-        "  report        outputs/tiny-llama/products/run_0/report.html\n"
+        f"  data          {data}/{{train,validation,test}}.csv\n"
+        f"  summary       {results}/summary.md, with the baselines beside the model\n"
+        f"  report        {results}/run_0/report.html\n"
         f"  predictions   {predictions}\n"
         "  dashboards    tensorboard --logdir outputs\n"
-        "  next          copy recipes/quickstart.yaml, name your CSV files and columns, and train it",
+        f"  next          copy {recipe}, name your CSV files and columns, and train it",
         flush=True,
     )
     return 0
@@ -129,7 +140,16 @@ def train_command(arguments: argparse.Namespace) -> int:
         "--machines": arguments.machines,
         "--model-size": arguments.model_size,
         "--hardware": arguments.hardware,
+        "--gpus": arguments.gpus_per_node,
+        "--gpu-memory": arguments.gpu_memory,
     }
+    if arguments.slurm and arguments.hardware is None and arguments.gpus_per_node is None:
+        print(
+            "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4 "
+            "--gpu-memory 80, or --gpus-per-node 4 --profile ddp, or --gpus-per-node 0, or --hardware FILE",
+            file=sys.stderr,
+        )
+        return 2
     given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
     chosen = choose([arguments.recipe, *arguments.overrides, *given])
     if isinstance(chosen, int):
@@ -138,7 +158,9 @@ def train_command(arguments: argparse.Namespace) -> int:
     processes = arguments.processes or chosen["processes"]
     if arguments.slurm:
         gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
-        command = ["sbatch", f"--nodes={machines}", *gpus, "slurm/train.sh", arguments.recipe, shown(profile)]
+        # Four cores for each process; the script asks for those of one process.
+        cores = [f"--cpus-per-task={4 * chosen['gpus']}"] if chosen["gpus"] > 1 else []
+        command = ["sbatch", f"--nodes={machines}", *gpus, *cores, "slurm/train.sh", arguments.recipe, shown(profile)]
         command += arguments.overrides
     else:
         command = accelerate_command(arguments.recipe, arguments.overrides, profile, processes)
@@ -161,6 +183,24 @@ def train_command(arguments: argparse.Namespace) -> int:
         if code:
             return code
     return execute(command)
+
+
+def without_token(overrides: list[str]) -> list[str]:
+    """Move a token of the hub from the command line, which others can see, to the environment of the processes.
+
+    Returns
+    -------
+    The overrides, with a token of the recipe taken out, because the environment now has another one.
+    """
+    kept = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        token = value.strip().strip("'\"")
+        if equals and key.strip() in ("hf_token", "model.hf_token") and token not in ("", "null", "~"):
+            os.environ["HF_TOKEN"] = token
+            override = "model.hf_token=null"
+        kept.append(override)
+    return kept
 
 
 def choose(arguments: list[str]) -> dict[str, Any] | int:

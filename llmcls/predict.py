@@ -2,22 +2,32 @@
 
 ``python -m llmcls.predict --run outputs/.../run_0 --input texts.csv --output predictions.jsonl`` needs the run folder
 and the pretrained model. ``--recipe R.yaml`` instead of ``--run`` uses the best run of the recipe. Finished rows are
-appended to ``<output>.partial``, so an interrupted prediction resumes where it stopped.
+appended to ``<output>.partial``, so an interrupted prediction resumes where it stopped. One text (``--text``), or the
+lines of standard input (``--input -``), are predicted too; their lines are printed.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmcls.common.command import command_parser, run_command
+from llmcls.common.files import replacing
 from llmcls.common.logs import configure_logging
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import open_accelerator
+from llmcls.engine.agreement import entered_by_main
 from llmcls.prediction.ensemble import predict_ensemble
 from llmcls.prediction.predict_table import predict_table
+from llmcls.prediction.resumable_predictions import lock_of
 from llmcls.recipe.load import load_recipe
-from llmcls.results.finished_runs import best_run, finished_runs, open_run
+from llmcls.results.finished_runs import FinishedRun, best_run, finished_runs, open_run
+from llmcls.results.lock import locked
 from llmcls.results.run_folder import RunFolder
+from llmcls.serving.stream import CHUNK, Row, classify_stream, json_rows, text_rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,8 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", nargs="+", help="a run folder, outputs/.../run_0; with several, predict their mean")
     which.add_argument("--recipe", help="the trained recipe; uses its best run on validation")
-    parser.add_argument("--input", required=True, help="CSV, TSV, JSONL or Parquet with the recipe's text columns")
-    parser.add_argument("--output", required=True, help="the JSONL file to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--input",
+        help="CSV, TSV, JSONL or Parquet with the recipe's text columns; - reads one text per line of standard input",
+    )
+    what.add_argument("--text", help="one text")
+    parser.add_argument("--output", help="the JSONL file to write; --text and --input - are printed without it")
+    parser.add_argument("--jsonl", action="store_true", help="with --input -: each line is an object with the columns")
     parser.add_argument("--ensemble", action="store_true", help="with --recipe: predict the mean of all finished seeds")
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
@@ -36,21 +52,66 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("command line: overrides need --recipe; with --run, leave them out (a run has its own recipe)")
     if arguments.run and arguments.ensemble:
         raise UserError("command line: --ensemble needs --recipe; with --run, name all run folders instead")
+    streamed = arguments.text is not None or arguments.input == "-"
+    if not streamed and not arguments.output:
+        raise UserError("command line: --input FILE needs --output FILE; only --text and --input - are printed")
+    if arguments.jsonl and arguments.input != "-":
+        raise UserError("command line: --jsonl is for --input -; the extension of a file says what is in it")
     if arguments.run:
         folders = [RunFolder(Path(folder)) for folder in arguments.run]
     else:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         folders = finished_runs(recipe) if arguments.ensemble else [best_run(recipe)]
     runs = [open_run(folder, arguments.base_model) for folder in folders]
+    if streamed:
+        predict_stream(runs, arguments)
+        return
     accelerator = open_accelerator(runs[0].recipe, training=False, mixed_precision=runs[0].mixed_precision)
     configure_logging(accelerator.is_main_process)
+    output = Path(arguments.output)
     try:
-        if len(runs) == 1:
-            predict_table(runs[0], arguments.input, Path(arguments.output), accelerator)
-        else:
-            predict_ensemble(runs, arguments.input, Path(arguments.output), accelerator)
+        with entered_by_main(accelerator, locked(lock_of(output), str(output))):
+            if len(runs) == 1:
+                predict_table(runs[0], arguments.input, output, accelerator)
+            else:
+                predict_ensemble(runs, arguments.input, output, accelerator)
     finally:
         accelerator.end_training()
+
+
+def predict_stream(runs: list[FinishedRun], arguments: argparse.Namespace) -> None:
+    """Predict one text, or the lines of standard input, and print or write the lines.
+
+    Raises
+    ------
+    UserError
+        If several processes were started, of which only one has the input, or a line cannot be read.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("--text and --input - need one process; start `python -m llmcls.predict` without a launcher")
+    configure_logging(main_process=True)
+    source = sys.stdin.buffer
+    if arguments.text is not None:
+        rows: Iterable[Row] = [("0", arguments.text)]
+    elif arguments.jsonl:
+        rows = json_rows(source, runs[0].recipe)
+    else:
+        rows = text_rows(source)
+    lines = classify_stream(runs, rows, 1 if source.isatty() else CHUNK)
+    if arguments.output:
+        with (
+            replacing(Path(arguments.output)) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            file.writelines(lines)
+        return
+    try:
+        for line in lines:
+            sys.stdout.buffer.write(line.encode())
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does. Python would complain when it closes the stream at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

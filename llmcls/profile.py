@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from dataclasses import replace
 from typing import Any
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
-from llmcls.engine.hardware import find_hardware, read_hardware
+from llmcls.common.user_error import UserError
+from llmcls.engine.hardware import Hardware, find_hardware, read_hardware
 from llmcls.engine.profiles import choose_profile, find_profile, processes_of
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
@@ -22,9 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--machines", type=int, help="number of machines")
     parser.add_argument("--model-size", help="such as 8B; read from the recipe if left out")
     parser.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
+    parser.add_argument("--gpus", type=int, help="the hardware in short: GPUs of each machine; 0 for CPUs")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="with --gpus: memory of each GPU")
     parser.add_argument("--json", action="store_true", help="print a JSON object, for programs")
     arguments = parser.parse_intermixed_args(argv)
-    hardware = read_hardware(arguments.hardware) if arguments.hardware else find_hardware()
+    hardware = hardware_of(arguments)
     if arguments.machines:
         hardware = replace(hardware, machines=arguments.machines)
     if arguments.profile:
@@ -39,6 +43,29 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(chosen | {"gpus": len(hardware.gpus), "machines": hardware.machines}))
     else:
         print(f"profile: {path.stem}, {processes} process(es)" + (f" ({reason})" if reason else ""))
+
+
+def hardware_of(arguments: argparse.Namespace) -> Hardware:
+    """The hardware that the command line describes, or that of this machine.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or the memory of GPUs is not known but needed.
+    """
+    if arguments.hardware:
+        try:
+            return read_hardware(arguments.hardware)
+        except ValueError as error:
+            raise UserError(f"--hardware: {error}") from None
+    if arguments.gpus is None:
+        return find_hardware()
+    if arguments.gpus and arguments.gpu_memory is None and not arguments.profile:
+        raise UserError(
+            f"{arguments.gpus} GPUs of unknown memory: the profile depends on it; add --gpu-memory GIB, or name the "
+            "profile with --profile"
+        )
+    return Hardware([arguments.gpu_memory or 0.0] * arguments.gpus)
 
 
 def needed(recipe: Recipe, ranks: int, model_size: str | None) -> tuple[float | None, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
 from llmcls.engine.profiles import find_profile, read_profile, sharding_of
 from llmcls.model.memory import memory_lines
@@ -46,8 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--steps must be at least 2 and --processes at least 1")
     if settings["distributed_type"] == "NO" and arguments.processes > 1:
         raise UserError(f"{profile} is for one process; set --processes 1, or use accel_configs/ddp.yaml")
-    folder = Path(arguments.keep) if arguments.keep else Path(tempfile.mkdtemp(prefix="rehearsal-"))
-    shutil.rmtree(folder / "outputs", ignore_errors=True)
+    folder = _kept_folder(Path(arguments.keep)) if arguments.keep else Path(tempfile.mkdtemp(prefix="rehearsal-"))
     try:
         start = time.perf_counter()
         mini = make_miniature(recipe, folder, arguments.steps)
@@ -65,6 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept_folder(folder: Path) -> Path:
+    """A new or empty folder, or that of an earlier rehearsal, without its results.
+
+    Raises
+    ------
+    UserError
+        If the folder holds anything else.
+    """
+    mark = folder / ".rehearsal"
+    if folder.exists() and not mark.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--keep: {folder} is not empty, and holds no rehearsal; name a new folder")
+    write_text(mark, "")
+    shutil.rmtree(folder / "outputs", ignore_errors=True)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Render the reports of finished runs again: ``python -m llmcls.report RUN`` or ``python -m llmcls.report EXPERIMENT``.
 
-For a run folder, writes its report.html. For a folder of runs, writes the report of every finished run and the summary
-over seeds.
+For a run folder, writes its report.html and its model card. For a folder of runs, writes those of every finished run
+and the summary over seeds.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from pathlib import Path
 
 from llmcls.common.command import command_parser, run_command
 from llmcls.results.finished_runs import runs_in
+from llmcls.results.model_card import render_model_card
 from llmcls.results.report import render_report
 from llmcls.results.summary import render_summary
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Render the reports and print their paths."""
-    parser = command_parser("report", "Render report.html and the summary of finished runs again.")
+    """Render reports and model cards, and print their paths."""
+    parser = command_parser("report", "Render report.html, the model card and the summary of finished runs again.")
     parser.add_argument("folder", help="a run folder, outputs/.../run_0, or the folder of all its seeds")
     arguments = parser.parse_args(argv)
     folder = Path(arguments.folder)
     runs = runs_in(folder)
     for run in runs:
         print(f"report: {render_report(run)}")
+        print(f"model card: {render_model_card(run)}")
     if runs[0].path != folder:
         print(f"summary: {render_summary(runs)}")
 

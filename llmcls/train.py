@@ -21,6 +21,7 @@ from llmcls.common.logs import configure_logging
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, watch_signals
 from llmcls.data.batches import global_batch_size
 from llmcls.engine.accelerator import (
+    autocast_dtype,
     engine_name,
     loading_device,
     open_accelerator,
@@ -29,7 +30,7 @@ from llmcls.engine.accelerator import (
     unwrapped,
 )
 from llmcls.engine.agreement import first_process_first, from_main
-from llmcls.evaluation.baselines import cached_baselines
+from llmcls.evaluation.baselines import store_baselines
 from llmcls.evaluation.calibration import save_calibration
 from llmcls.evaluation.scoring import make_scorer
 from llmcls.evaluation.thresholds import save_thresholds
@@ -38,11 +39,12 @@ from llmcls.model.classifier import count_parameters
 from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
+from llmcls.results.model_card import write_model_card
 from llmcls.results.report import write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.summary import write_summary
 from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
-from llmcls.training.claim import claim_run_folder
+from llmcls.training.claim import claim_run_folder, claimed_experiment
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
@@ -52,6 +54,7 @@ from llmcls.training.recomputation import needed_gib, settle_recomputation
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
 from llmcls.training.tracking import RunLog
+from llmcls.training.warm_start import warm_start
 
 # Named explicitly, because as a command this module is called "__main__".
 log = logging.getLogger("llmcls.train")
@@ -67,10 +70,15 @@ def main(argv: list[str] | None = None) -> None:
     configure_logging(accelerator.is_main_process)
     watch_signals()
     try:
-        train_seeds(recipe, accelerator)
+        with claimed_experiment(recipe, accelerator):
+            train_seeds(recipe, accelerator)
     except Interrupted as stop:
         log.info("%s; run the same command again to resume", stop)
         sys.exit(EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise recipe.error("train.deterministic", f"is true, but {_first_clause(error)}; set it to false") from error
     finally:
         accelerator.end_training()
 
@@ -96,28 +104,20 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         claim_run_folder(run, recipe, seed, accelerator)
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
-    baselines = None
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
-            baselines = cached_baselines(recipe, inputs.labels, experiment.baselines)
+            store_baselines(recipe, inputs.labels, experiment.baselines)
     for run, seed in zip(runs, recipe.exp.seeds, strict=True):
         if from_main(accelerator, run.metrics.exists()):
             log.info("seed %d: already finished, nothing to do (%s)", seed, run.path)
             continue
-        train_one_seed(recipe, seed, run, inputs, baselines, accelerator)
+        train_one_seed(recipe, seed, run, inputs, accelerator)
     if accelerator.is_main_process:
-        summary = write_summary(experiment, runs, baselines)
+        summary = write_summary(experiment, runs)
         log.info("summary: %s\n%s", experiment.summary, summary)
 
 
-def train_one_seed(
-    recipe: Recipe,
-    seed: int,
-    run: RunFolder,
-    inputs: Inputs,
-    baselines: dict[str, Any] | None,
-    accelerator: Accelerator,
-) -> None:
+def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, accelerator: Accelerator) -> None:
     """Train one seed, or resume it, and write everything in its run folder.
 
     Parameters
@@ -128,14 +128,13 @@ def train_one_seed(
         Claimed for this recipe and seed.
     inputs : Inputs
         The data, loaded once for all seeds.
-    baselines : dict, optional
-        Metrics by baseline and split, for the report.
     accelerator : Accelerator
     """
     set_seed(seed)
     ranks = accelerator.num_processes
     settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs, accelerator))
-    classifier = build_classifier(settled, inputs.labels, accelerator.device, loading_device(accelerator))
+    placement = (accelerator.device, loading_device(accelerator), autocast_dtype(accelerator))
+    classifier = build_classifier(settled, inputs.labels, *placement)
     trainable, total = count_parameters(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
     model, optimizer = prepare(accelerator, classifier, optimizer)
@@ -167,6 +166,8 @@ def train_one_seed(
             log.info("optimizer steps keep the %d texts that the run started with", progress.global_batch_size)
     scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
     try:
+        if not progress.step:
+            warm_start(setup, model, scorer, inputs)
         train_loop(setup, model, optimizer, scorer, progress)
         load_best(run, accelerator, model)
         saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
@@ -179,13 +180,14 @@ def train_one_seed(
             # `predict` merges the adapter as well. Both then add in the same order and agree to the last bit.
             unwrapped(model).merge_adapter()
             final = evaluate_run(setup, scorer, inputs.test_split, progress)
-        if accelerator.is_main_process:
-            save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
-            save_calibration(run.calibration, final.calibration)
-            write_report(run, recipe_of_run(recipe, seed), final.metrics, baselines)
-            # Written last: its presence says that the run is finished.
-            write_json(run.metrics, final.metrics)
-        accelerator.wait_for_everyone()
+        with first_process_first(accelerator, accelerator.is_main_process):
+            if accelerator.is_main_process:
+                save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
+                save_calibration(run.calibration, final.calibration)
+                write_report(run, recipe_of_run(recipe, seed), final.metrics)
+                write_model_card(run, recipe_of_run(recipe, seed), final.metrics)
+                # Written last: its presence says that the run is finished.
+                write_json(run.metrics, final.metrics)
     finally:
         if setup.run_log is not None:
             setup.run_log.close()
@@ -195,6 +197,10 @@ def train_one_seed(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _first_clause(error: BaseException) -> str:
+    return str(error).split(",")[0].splitlines()[0]
 
 
 if __name__ == "__main__":

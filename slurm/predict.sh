@@ -7,6 +7,7 @@
 # resumes where it stopped.
 #SBATCH --job-name=llmcls-predict
 #SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@60

@@ -9,6 +9,7 @@
 # Export PROCESSES_PER_NODE=N to replace the number of GPUs. The log is in the folder of the experiment.
 #SBATCH --job-name=llmcls-train
 #SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120

@@ -35,14 +35,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the files, and let each file run in one worker, which builds its fixtures once."""
+    """Sort the files, and let each file run in one worker, which builds its fixtures once.
+
+    Before pytest-xdist, which looks at the groups once.
+    """
     weights: dict[Path, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         weight = next((i for i, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
         weights[item.path] = min(weight, weights.get(item.path, weight))
-        if config.getoption("dist", None) == "loadgroup":
+        # What pytest-xdist leaves of --dist loadgroup in its workers, where the groups are formed.
+        if config.getoption("loadgroup", False):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: weights[item.path])
 
@@ -97,6 +102,26 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     write_tiny_llama(folder, make_corpus(300, seed=0), seed=0, steps=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with learned positions and without a pooler, as masked-language checkpoints are."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertForMaskedLM(config).save_pretrained(folder)
     return folder
 
 

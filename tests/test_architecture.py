@@ -14,9 +14,9 @@ from tests.helpers import ROOT
 # A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
 LAYERS = {
     "common": 0, "recipe": 1, "data": 2, "model": 3, "engine": 4, "evaluation": 5, "results": 6,
-    "training": 7, "prediction": 7, "datasets": 7, "rehearsal": 8,
+    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "rehearsal": 8, "diagnosis": 9,
 }  # fmt: skip
-COMMANDS = 9
+COMMANDS = 10
 LONGEST = 350
 
 # Files that may use private names of other libraries, and why no public name does.
@@ -29,6 +29,7 @@ PRIVATE_NAMES = {
     "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
     "model/stand_in.py": "torch names the attention kernels of GPUs only as private operations",
+    "results/lock.py": "a process that lost its lock may write nothing more, and only os._exit ends it so",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }
 
@@ -69,7 +70,7 @@ def private_names_of_others(tree: ast.Module) -> Iterator[tuple[int, str]]:
     def of_self(node: ast.Attribute) -> bool:
         return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
-    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
     stored = {n.attr for n in attributes if of_self(n) and isinstance(n.ctx, ast.Store)}
@@ -120,7 +121,7 @@ def violations(package: Path) -> list[str]:
             elif layer(other) >= layer(module) and module.split(".")[1:2] != other.split(".")[1:2]:
                 found.append(f"{where} imports {other}, which is not in a lower layer")
         for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 inside = [name for node in ast.walk(function) for name in imported(node, known)]
                 found += [f"{where} imports {name} inside the function {function.name}" for name in inside]
         private = list(private_names_of_others(tree))
@@ -143,6 +144,11 @@ def test_the_package_keeps_the_rules() -> None:
         ("training/inputs.py", "from llmcls.datasets.products import TOPICS", "is not in a lower layer"),
         ("check.py", "from llmcls.train import train_seeds", "imports the command llmcls.train"),
         ("data/labels.py", "def late():\n    from llmcls.common.logit import logit", "inside the function late"),
+        (
+            "data/labels.py",
+            "async def later():\n    from llmcls.common.logit import logit",
+            "inside the function later",
+        ),
         ("data/labels.py", "import torch\ntorch._C", "private name _C of another library"),
         ("data/labels.py", "from torch import _dynamo", "private name _dynamo of another library"),
         ("data/labels.py", "getattr(np, '_core')", "private name _core of another library"),

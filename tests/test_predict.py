@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from llmcls.common.user_error import UserError
+from llmcls.prediction.resumable_predictions import lock_of
+from llmcls.results.lock import locked
 from tests.helpers import (
     ROOT,
     assert_same_metrics,
     assert_same_predictions,
     needs_real_data,
     predict,
+    refusal,
     train,
 )
 
@@ -61,6 +65,57 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match="was started but not finished"):
         predict("--run", tmp_path, "--input", "x.csv", "--output", "y")
+
+
+def test_an_output_that_another_prediction_writes_is_left_alone(trained_once, products, tmp_path, capsys) -> None:
+    output = tmp_path / "p.jsonl"
+    arguments = ["--input", products / "test.csv", "--output", output]
+    with locked(lock_of(output), str(output)):
+        for runs in (trained_once.runs[:1], trained_once.runs):
+            found = refusal(capsys, "predict", "--run", *runs, *arguments)
+            assert f"{output} is in use by process {os.getpid()} on " in found
+        assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl.lock"]
+
+
+class Input:
+    """Standard input with some bytes in it."""
+
+    def __init__(self, content: str) -> None:
+        self.buffer = io.BytesIO(content.encode())
+
+
+def test_one_text_and_the_lines_of_standard_input_are_printed(
+    trained_once, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained_once.runs[0]
+    predict("--run", run, "--text", "a novel about a garden")
+    one = json.loads(capsys.readouterr().out)
+    assert one["id"] == "0"
+    assert len(one["probabilities"]) == 10
+    monkeypatch.setattr(sys, "stdin", Input("a novel about a garden\nGröße\n"))
+    predict("--run", run, "--input", "-")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in lines] == ["0", "1"]
+    assert lines[0]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)
+    row = json.dumps({"uid": "r1", "title": "a novel", "description": "about a garden"})
+    monkeypatch.setattr(sys, "stdin", Input(f"{row}\n"))
+    predict("--run", *trained_once.runs, "--input", "-", "--jsonl", "--output", tmp_path / "out" / "p.jsonl")
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "out" / "p.jsonl").read_text(encoding="utf-8"))["id"] == "r1"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--input", "x.csv"], "--input FILE needs --output FILE"),
+        (["--input", "x.csv", "--output", "y", "--jsonl"], "--jsonl is for --input -"),
+        (["--text", "a"], "need one process"),
+    ],
+)
+def test_what_cannot_be_printed_is_refused(arguments, sentence: str, trained_once, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sentence in refusal(capsys, "predict", "--run", trained_once.runs[0], *arguments)
 
 
 @needs_real_data

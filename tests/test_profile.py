@@ -9,7 +9,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.profile import main
-from tests.helpers import ROOT
+from tests.helpers import ROOT, refusal
 
 
 def chosen(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -73,3 +73,12 @@ def test_for_people_it_is_one_line(write_recipe, hardware, capsys) -> None:
 def test_an_unknown_profile_is_refused(write_recipe) -> None:
     with pytest.raises(UserError, match="no profile 'ddpp'; known are cpu, ddp"):
         main([str(write_recipe()), "--profile", "ddpp"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"gpus": 3}', '{"gpus": [{}]}', "\x00"])
+def test_hardware_that_cannot_be_read_is_one_sentence(write_recipe, tmp_path: Path, capsys, text: str) -> None:
+    path = tmp_path / "hardware.json"
+    path.write_text(text)
+    found = refusal(capsys, "profile", write_recipe(), "--hardware", path)
+    assert "--hardware: " in found
+    assert "cannot be read as hardware" in found

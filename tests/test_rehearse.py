@@ -7,7 +7,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.rehearse import main
-from tests.helpers import ROOT
+from tests.helpers import ROOT, refusal
 
 
 def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
@@ -60,3 +60,14 @@ def test_a_mistake_is_one_sentence(write_recipe, monkeypatch, arguments: list[st
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=sentence):
         main([str(write_recipe()), *arguments])
+
+
+def test_a_folder_that_holds_no_rehearsal_is_not_used(write_recipe, tmp_path, monkeypatch, capsys) -> None:
+    results = tmp_path / "home" / "outputs" / "results.txt"
+    results.parent.mkdir(parents=True)
+    results.write_text("months of work")
+    monkeypatch.chdir(tmp_path / "home")
+    assert "--keep: . is not empty, and holds no rehearsal; name a new folder" in refusal(
+        capsys, "rehearse", write_recipe(), "--profile", "ddp", "--keep", "."
+    )
+    assert results.read_text() == "months of work"

@@ -8,21 +8,23 @@ from tests.results.helpers import without_pictures
 
 
 def test_an_experiment_gets_the_reports_of_its_runs_and_a_summary(trained, capsys) -> None:
-    files = [run / "report.html" for run in trained.runs] + [trained.folder / "summary.md"]
+    files = [run / name for run in trained.runs for name in ("report.html", "model/README.md")]
+    files += [trained.folder / "summary.md"]
     before = [without_pictures(path.read_text(encoding="utf-8")) for path in files]
     for path in files:
         path.unlink()
     main([str(trained.folder)])
     assert [without_pictures(path.read_text(encoding="utf-8")) for path in files] == before
     out = capsys.readouterr().out
-    assert out.count("report: ") == 2
+    assert out.count("report: ") == out.count("model card: ") == 2
     assert out.count("summary: ") == 1
 
 
-def test_a_run_gets_its_report_only(trained, capsys) -> None:
+def test_a_run_gets_its_report_and_its_card_only(trained, capsys) -> None:
     (trained.folder / "summary.md").unlink()
     main([str(trained.runs[1])])
-    assert capsys.readouterr().out == f"report: {trained.runs[1] / 'report.html'}\n"
+    run = trained.runs[1]
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\nmodel card: {run / 'model' / 'README.md'}\n"
     assert not (trained.folder / "summary.md").exists()
 
 

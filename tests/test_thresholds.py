@@ -19,7 +19,10 @@ def files(run: Path) -> tuple[dict, dict, str]:
 def test_a_run_is_retuned_without_training_and_back(trained, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained.runs[0]
     tuned, metrics, lines = files(run)
-    assert tuned["rule"] == "per_class"
+    assert tuned["rule"] == metrics["thresholds"]["rule"] == "joint"
+    assert tuned["metric"] == "f1_micro"
+    assert "f1_micro" in tuned["reason"]
+    assert set(metrics["threshold_rules"]) == {"fixed", "global", "per_class", "joint"}
     main(["--run", str(run), "--rule", "fixed", "--value", "0.3", "--at-least-one"])
     assert "micro-F1" in capsys.readouterr().out
     fixed, other, _ = files(run)
@@ -28,6 +31,12 @@ def test_a_run_is_retuned_without_training_and_back(trained, capsys: pytest.Capt
         json.loads(line)["labels"] for line in (run / "predictions_test.jsonl").read_text(encoding="utf-8").splitlines()
     )
     assert other["test"]["f1_micro"] != metrics["test"]["f1_micro"]
+    assert other["thresholds"] == {"rule": "fixed", "metric": None, "reason": None}
+    main(["--run", str(run), "--metric", "f1_macro"])
+    macro = files(run)[0]
+    assert macro["metric"] == "f1_macro"
+    assert macro["rule"] != "joint"
+    assert f"rule {macro['rule']} ({macro['reason']})" in capsys.readouterr().out
     main(["--run", str(run)])
     again, back, lines_back = files(run)
     assert back["test"]["f1_macro"] == pytest.approx(metrics["test"]["f1_macro"])
@@ -45,19 +54,24 @@ def test_test_labels_have_no_say_in_the_thresholds(write_recipe, recipe_values, 
     write_csv(path, shuffled)
     other = train(recipe, "exp.run_name=shuffled", f"data.test_csv={path}") / "run_0"
     assert files(true)[0] == files(other)[0]
-    assert files(true)[1]["test"]["f1_micro"] != files(other)[1]["test"]["f1_micro"]
+    assert files(true)[1]["test"]["average_precision_macro"] != files(other)[1]["test"]["average_precision_macro"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--metric", "accuracy"], "--metric is 'accuracy'; it must be f1"),
+        (["--metric", "f1_mikro"], "--metric is 'f1_mikro'; it must be f1.*, or a metric such as f1_micro"),
         (["--rule", "fixed", "--value", "1.5"], "--value between 0 and 1"),
     ],
 )
 def test_what_cannot_be_tuned_is_said(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         main(["--run", str(tmp_path), *arguments])
+
+
+def test_a_metric_of_another_task_is_refused(trained_once) -> None:
+    with pytest.raises(UserError, match=r"--metric is f1_positive, which is for binary tasks; .*run_0 is multi_label"):
+        main(["--run", str(trained_once.runs[0]), "--metric", "f1_positive"])
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

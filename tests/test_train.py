@@ -9,10 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
-from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, train
+from llmcls.results.lock import locked
+from llmcls.results.run_folder import ExperimentFolder
+from tests.conftest import Experiment
+from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train
 
 
 def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Path) -> None:
@@ -63,14 +67,38 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
 
 
-def test_a_secret_is_written_nowhere(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_environment_secret")
-    root = train(write_recipe(train__num_train_epochs=1, model__hf_token="hf_recipe_secret"))
-    for path in root.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert b"hf_recipe_secret" not in content, path
-            assert b"hf_environment_secret" not in content, path
+def test_a_folder_that_another_training_uses_is_left_alone(write_recipe, tmp_path: Path, capsys) -> None:
+    recipe, folder = write_recipe(), tmp_path / "outputs" / "tiny-llama" / "products"
+    with locked(ExperimentFolder(folder).lock, str(folder)):
+        found = refusal(capsys, "train", recipe)
+        assert f"{folder} is in use by process {os.getpid()} on " in found
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_secret_is_written_nowhere(write_recipe, tmp_path: Path, monkeypatch, capfd) -> None:
+    # By recipe, command line, environment and hub cache, with every tracker, in a repository whose changes wandb reads.
+    recipe = write_recipe(train__max_steps=2, train__report_to=["tensorboard", "wandb"], model__hf_token="hf_public")
+    commit = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "recipe"]
+    for command in (["init", "-q"], ["add", "recipe.yaml"], commit):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    recipe.write_text(recipe.read_text().replace("hf_public", "hf_recipe_secret"))
+    (tmp_path / "token").write_text("hf_cache_secret")
+    for name, value in {
+        "HF_TOKEN": "hf_environment_secret", "HF_TOKEN_PATH": str(tmp_path / "token"), "WANDB_API_KEY": "5" * 40,
+        "WANDB_CACHE_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path), "WANDB_DATA_DIR": str(tmp_path),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for overrides in ([], ["model.hf_token=hf_command_secret", "exp.run_name=again"]):
+        monkeypatch.setattr(sys, "argv", ["llmcls.train", str(recipe), *overrides])
+        train(recipe, *sys.argv[2:])
+    for path in (recipe, tmp_path / "token"):
+        path.unlink()
+    assert len(list(tmp_path.rglob("*.wandb"))) == 2
+    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    written["the terminal"] = "".join(capfd.readouterr()).encode()
+    for secret in (b"hf_recipe_secret", b"hf_command_secret", b"hf_environment_secret", b"hf_cache_secret", b"5" * 40):
+        assert [name for name, content in written.items() if secret in content] == [], secret
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -129,6 +157,55 @@ def test_classes_train_too(write_recipe, tmp_path: Path, kind: str) -> None:
         model__problem_type=kind, train__num_train_epochs=8, train__learning_rate=5e-3, model__lora_dropout=0.0,
         train__metric_for_best_model="accuracy",
     )  # fmt: skip
-    found = metrics_of(train(recipe) / "run_0")
+    root = train(recipe)
+    found = metrics_of(root / "run_0")
     assert found["labels"] == sorted(names)
     assert found["test"]["accuracy"] == 1.0
+    summary = (root / "summary.md").read_text(encoding="utf-8")
+    assert ("f1_positive" in summary) == kind.startswith("binary")
+    report = (root / "run_0" / "report.html").read_text(encoding="utf-8")
+    headline = report.partition("<h2>Result (test)</h2>")[2].partition("</table>")[0]
+    assert ("average precision positive" in headline.replace("_", " ")) == kind.startswith("binary")
+    assert next(iter(found["test"]["intervals"])) == ("f1_positive" if kind.startswith("binary") else "f1_micro")
+
+
+def test_the_model_is_loaded_where_its_engine_wants_it(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls import train as command
+
+    class Loaded(Exception):
+        pass
+
+    def build(recipe, labels, device, loading_device, dtype):
+        raise Loaded(f"{loading_device}, {dtype}")
+
+    monkeypatch.setattr(command, "loading_device", lambda _: "main memory")
+    monkeypatch.setattr(command, "build_classifier", build)
+    with pytest.raises(Loaded, match="main memory, None"):
+        train(write_recipe())
+    # As accel_configs/laptop_4bit.yaml does with a float32 recipe.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(Loaded, match=r"main memory, torch\.bfloat16"):
+        train(write_recipe())
+
+
+def test_the_main_process_decides_whether_a_run_is_finished(trained: Experiment, monkeypatch) -> None:
+    from llmcls import train as command
+
+    started: list[int] = []
+    monkeypatch.setattr(command, "train_one_seed", lambda recipe, seed, *_: started.append(seed))
+    monkeypatch.setattr(command, "from_main", lambda accelerator, own: not own)
+    train(trained.recipe)
+    assert started == [1, 2], "this rank sees finished runs, the main process does not"
+
+
+def test_an_operation_that_is_not_deterministic_is_one_sentence(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls import train as command
+
+    def seeds(*_):
+        # As torch does in an operation of which it has no deterministic version.
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+    monkeypatch.setattr(command, "train_seeds", seeds)
+    with pytest.raises(UserError, match=r"train\.deterministic is true, but put_ does not have a deterministic impl"):
+        train(write_recipe(train__deterministic=True))
+    train(write_recipe(train__deterministic=False))

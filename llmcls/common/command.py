@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 
+from llmcls.common.secrets import redacted
+from llmcls.common.system_errors import explain_system_error
 from llmcls.common.user_error import UserError
 
 
@@ -27,17 +32,31 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one sentence on stderr and exit code 2.
 
-    Any other exception keeps its traceback, because it is a bug and the traceback belongs in the bug report.
+    Any other exception keeps its traceback, because it is a bug and the traceback belongs in the bug report. No message
+    shows a secret.
     """
+    sys.excepthook = _print_redacted
     try:
-        main()
+        try:
+            main()
+        except OSError as error:
+            explained = explain_system_error(error)
+            if explained is None:
+                raise
+            raise explained from error
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             # All ranks find the same error. Rank 0 reports it first, and the launcher then ends the other ranks
             # during this pause. An error that only this rank found is reported after the pause.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(redacted(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, without secrets."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)

@@ -16,6 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Never write through what lies there, such as a link.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -47,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Like `replacing`, for a folder: filled under a temporary name, then swapped in.
+    """Like `replacing`, for a folder: filled under a temporary name, then swapped in, or removed on failure.
 
     Not every system can rename a folder over another. During the swap, the old folder is at ``<name>.old``;
     `current_folder` finds it if the swap was interrupted.
@@ -55,7 +57,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)

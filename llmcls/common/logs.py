@@ -8,7 +8,17 @@ import warnings
 
 from transformers.utils import logging as transformers_logging
 
+from llmcls.common.secrets import redacted
+
 HANDLER = "llmcls.stderr"
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats log lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return redacted(super().format(record))
 
 
 def configure_logging(main_process: bool) -> None:
@@ -20,7 +30,7 @@ def configure_logging(main_process: bool) -> None:
     if all(handler.name != HANDLER for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.name = HANDLER
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     _quiet_libraries()
 

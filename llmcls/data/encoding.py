@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from typing import Any
 
+from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
 from llmcls.data.tables import cell_text
 from llmcls.recipe.schema import DataSection
@@ -106,6 +107,20 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
     return encoded
 
 
+def label_texts(label_names: list[str], data: DataSection) -> list[str]:
+    """A text for each label: the words of its name and, if the recipe has one, its description.
+
+    Examples
+    --------
+    >>> data = DataSection("mail", "train.csv", ["topic"], label_descriptions={"card_arrival": "where is my new card"})
+    >>> label_texts(["card_arrival", "top-up/failed"], data)
+    ['card arrival: where is my new card', 'top up failed']
+    """
+    descriptions = data.label_descriptions or {}
+    words = [re.sub(r"[\W_]+", " ", name).strip() or name for name in label_names]
+    return [f"{w}: {descriptions[n]}" if n in descriptions else w for w, n in zip(words, label_names, strict=True)]
+
+
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer adds before and after a text.
 
@@ -142,8 +157,8 @@ def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tu
     descriptions = data.label_descriptions or {}
     for name in descriptions:
         if name not in label_names:
-            near = difflib.get_close_matches(name, label_names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
+            near = nearest(name, label_names)
+            hint = f"did you mean {near!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
             raise UserError(f"data.label_descriptions: {name!r} is not a label; {hint}")
     if data.prompt is None:
         return [], []

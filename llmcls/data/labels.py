@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from llmcls.common.user_error import UserError
-from llmcls.data.tables import cell_text, require_columns
+from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import Recipe
 
 _TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "False": 0.0, "True": 1.0, "false": 0.0, "true": 1.0}
@@ -46,6 +46,11 @@ class LabelSpace:
     def multi_label(self) -> bool:
         """Whether a row can have any number of labels, instead of exactly one."""
         return self.problem_type == "multi_label_classification"
+
+    @property
+    def binary(self) -> bool:
+        """Whether a row has one of two classes, of which the second is the positive one."""
+        return self.problem_type == "binary_classification"
 
     def ancestors(self) -> list[list[int]]:
         """For each label, the indices of the labels that it implies.
@@ -179,7 +184,7 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     if kind == "multi_label_classification" and separator is None:
         return LabelSpace(list(columns), list(columns), kind, hierarchy=hierarchy)
     require_columns(train_table, [column], path, "data.label_columns")
-    values = sorted({cell_text(v).strip() for v in train_table.unique(column)})
+    values = sorted({cell_text(v).strip() for v in column_texts(train_table, column).unique().to_pylist()})
     if separator is not None:
         names = {name for value in values for name in _split_labels(value, separator)}
         if hierarchy:

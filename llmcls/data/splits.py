@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode, join_text_fields
 from llmcls.data.labels import LabelSpace, count_positives, read_labels
-from llmcls.data.tables import cell_text, require_columns
+from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import DataSection, Recipe
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,19 @@ def tokenize_split(
     return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window)
 
 
+def some_rows(split: Split, rows: int, seed: int) -> Split:
+    """At most ``rows`` rows of a split with labels, drawn with the seed, in their order. The ids are those of all."""
+    if rows >= len(split):
+        return split
+    chosen = np.sort(np.random.default_rng(seed).choice(len(split), rows, replace=False))
+    return dataclasses.replace(
+        split,
+        tokens=[split.tokens[row] for row in chosen],
+        lengths=split.lengths[chosen],
+        labels=split.known_labels[chosen],
+    )
+
+
 def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
     """Log the size of a split and the share of truncated texts, and warn about labels without a positive row.
 
@@ -199,7 +212,7 @@ def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
 
 def _check_unique_ids(table: datasets.Dataset, column: str, path: str) -> None:
     """Raise a `UserError` if an id occurs twice."""
-    values = table.data.column(column)
+    values = column_texts(table, column)
     counts = pc.value_counts(values)
     duplicates = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(duplicates) == 0:

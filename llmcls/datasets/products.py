@@ -103,6 +103,8 @@ FILLER = (
     "It arrived one day early.|The invoice is in the box.|Four stars because the box was dented.|"
     "Would buy again from this seller.|Made for everyday use.|A good choice for {who}.|Second purchase, no regrets."
 )
+# Products in the last line of an unlabelled text.
+ALSO_BOUGHT = 6
 ADJECTIVES = "sturdy|lovely|compact|brand new|slightly used|handy|premium|simple|limited|well made|cheerful|classic"
 PEOPLE = "my sister|a friend|the whole family|beginners|my father|students|the office|our daughter|collectors"
 
@@ -126,9 +128,11 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def make_corpus(count: int, seed: int) -> list[str]:
-    """Generate texts for language model pretraining. They are not rows of `make_rows` and end with a line of keywords.
+    """Generate unlabelled texts for language model pretraining. They are not rows of `make_rows`.
 
-    To predict the keywords, a language model must learn to look back at the products that the text mentions.
+    They end as the pages of a shop do, with a line of what customers also bought: products of the same labels, no
+    labels. To predict that line, a language model must learn which products belong together, and to look back at those
+    that the text is about.
 
     Parameters
     ----------
@@ -145,7 +149,8 @@ def make_corpus(count: int, seed: int) -> list[str]:
     for _ in range(count):
         labels = _draw_labels(rng)
         row = _make_row(rng, "", labels)
-        texts.append(f"{row['title']}\n{row['description']}\nKeywords: {', '.join(sorted(labels)) or 'none'}")
+        bought = [rng.choice(TOPICS[rng.choice(labels)].words.split("|")) for _ in range(ALSO_BOUGHT) if labels]
+        texts.append(f"{row['title']}\n{row['description']}\nAlso bought: {', '.join(bought) or 'nothing'}")
     return texts
 
 

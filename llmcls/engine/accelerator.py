@@ -53,6 +53,7 @@ def open_accelerator(recipe: Recipe, training: bool = True, mixed_precision: str
         "use accel_configs/cpu.yaml without a GPU, `python -m llmcls.rehearse` to try this profile on CPU processes, "
         "or check that every process sees its GPU"
     )
+    _choose_algorithms(recipe)
     # A rehearsal uses CPU processes, also on a machine with GPUs.
     has_gpu = torch.accelerator.is_available() and not _flag(REHEARSAL)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,6 +98,11 @@ def loading_device(accelerator: Accelerator) -> torch.device:
     return torch.device("cpu") if accelerator.distributed_type == DistributedType.FSDP else accelerator.device
 
 
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What autocast computes in; None without autocast. A profile can ask for it where the recipe says float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+
+
 def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tuple[nn.Module, Any]:
     """Hand model and optimizer to the engine; returns both as the engine wraps them."""
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
@@ -104,9 +110,8 @@ def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tupl
         # changes it. Gradients are summed in float32.
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=autocast_dtype(accelerator), reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     return accelerator.prepare(model, optimizer)
 
@@ -163,6 +168,14 @@ def engine_name(accelerator: Accelerator) -> str:
     """The engine that runs, for logs: "single", "multi_gpu", "multi_cpu", "fsdp", "deepspeed"."""
     kind = accelerator.distributed_type
     return "single" if kind == DistributedType.NO else str(kind.value).lower()
+
+
+def _choose_algorithms(recipe: Recipe) -> None:
+    """Let torch use deterministic kernels only, if the recipe asks for it."""
+    if recipe.train.deterministic:
+        # cuBLAS is deterministic only with a workspace of fixed size. It reads this when its first product is computed.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.train.deterministic)
 
 
 def _flag(name: str) -> bool:

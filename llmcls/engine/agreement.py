@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +33,28 @@ def from_main(accelerator: Accelerator | PartialState, value: T) -> T:
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+@contextmanager
+def entered_by_main(accelerator: Accelerator | PartialState, context: AbstractContextManager[object]) -> Iterator[None]:
+    """Run the body inside a context that only the main process enters. Collective.
+
+    Raises
+    ------
+    UserError
+        On every rank, if the main process could not enter it.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(context)
+            except UserError as error:
+                refusal = str(error)
+        refusal = from_main(accelerator, refusal)
+        if refusal is not None:
+            raise UserError(refusal)
+        yield
 
 
 @contextmanager

@@ -48,20 +48,35 @@ def load_trained_weights(accelerator: Accelerator, model: nn.Module, weights: di
     if parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())
         raise UserError(f"the checkpoint belongs to another model: only one of the two has {', '.join(odd[:5])}")
+    set_trained_weights(accelerator, model, weights)
+
+
+def set_trained_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give some trained parameters whole values, float32 on the CPU, by name; the same on every rank."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # After a forward pass without a backward pass, the outermost module still has whole copies of its parameters,
+        # which the optimizer does not see.
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+    parameters = trained_parameters(model)
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if by_deepspeed:
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, weight in weights.items():
+            parameter = parameters[name]
             if by_deepspeed:
-                value = weights[name].to(accelerator.device)
+                value = weight.to(accelerator.device)
                 safe_set_full_fp32_param(parameter, value)
                 # That set the master copy; the weights of the forward pass would follow only at the next step.
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     parameter.data.copy_(value)
             else:
-                parameter.copy_(_like(weights[name], parameter))
+                parameter.copy_(_like(weight, parameter))
 
 
 def full_optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> OptimizerState:
@@ -138,7 +153,8 @@ def _like(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     mesh = parameter.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements)
+    # The parts of a parameter that is offloaded are in main memory, and not where its mesh computes.
+    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements).to(parameter.device)
 
 
 def _beside(value: Any, parameter: torch.Tensor, scalars_too: bool) -> Any:

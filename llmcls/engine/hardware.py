@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -26,12 +27,16 @@ def find_hardware() -> Hardware:
     command = shutil.which("nvidia-smi")
     if command is None:
         return Hardware()
-    query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True)
-    if done.returncode:
-        return Hardware()
-    sizes = [_gib(line.strip()) for line in done.stdout.split("\n") if line.strip()]
-    return Hardware(_visible(sizes, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    lines = _answer([command, "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]).splitlines()
+    rows = [line.split(",") for line in lines if "," in line]
+    cards = {uuid.strip(): _gib(memory.strip()) for uuid, memory in rows}
+    return Hardware(_visible(cards, _slices(_answer([command, "-L"])), os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def _answer(command: list[str]) -> str:
+    """What a command prints; nothing if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "" if done.returncode else done.stdout
 
 
 def _gib(text: str) -> float:
@@ -43,21 +48,51 @@ def _gib(text: str) -> float:
         return pages / 2**30 / 2
 
 
-def _visible(sizes: list[float], allowed: str | None) -> list[float]:
-    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves: by number up to the first missing one, or by identifier."""
+def _slices(listing: str) -> dict[str, float]:
+    """Identifier to memory in GiB of the slices (MIG devices) that ``nvidia-smi -L`` lists, such as "MIG 1g.10gb"."""
+    found = re.findall(r"MIG \S*?\.(\d+)gb.*\(UUID: (MIG-[^)]+)\)", listing)
+    return {uuid: float(memory) for memory, uuid in found}
+
+
+def _visible(cards: dict[str, float], slices: dict[str, float], allowed: str | None) -> list[float]:
+    """The memory of the GPUs that CUDA shows a process.
+
+    Parameters
+    ----------
+    cards, slices : dict
+        Identifier to memory in GiB.
+    allowed : str, optional
+        ``CUDA_VISIBLE_DEVICES``: numbers, or the first letters of identifiers. CUDA stops at the first that it does not
+        know; Slurm writes "NoDevFiles" for a job without GPUs.
+    """
     if allowed is None:
-        return sizes
-    names = [name.strip() for name in allowed.split(",") if name.strip()]
-    chosen = []
-    for position, name in enumerate(names):
-        number = int(name) if name.lstrip("-").isdigit() else position
-        if not 0 <= number < len(sizes):
+        # A process sees one slice only.
+        return list(slices.values())[:1] or list(cards.values())
+    chosen: list[float] = []
+    for name in allowed.split(","):
+        name = name.strip()
+        if name.isdigit():
+            matching = list(cards.values())[int(name) :][:1]
+        else:
+            known = slices if name.startswith("MIG-") else cards
+            matching = [memory for uuid, memory in known.items() if name and uuid.startswith(name)]
+        if len(matching) != 1:
             break
-        chosen.append(sizes[number])
+        chosen += matching
     return chosen
 
 
 def read_hardware(path: str | Path) -> Hardware:
-    """Hardware from a JSON file: ``{"gpus": [{"memory_gib": 80}, ...], "machines": 2}``."""
-    raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    return Hardware([float(gpu["memory_gib"]) for gpu in raw.get("gpus", [])], int(raw.get("machines", 1)))
+    """Hardware from a JSON file: ``{"gpus": [{"memory_gib": 80}, ...], "machines": 2}``.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read as such.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Hardware([float(gpu["memory_gib"]) for gpu in raw.get("gpus", [])], int(raw.get("machines", 1)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        example = '{"gpus": [{"memory_gib": 80}], "machines": 2}'
+        raise ValueError(f"{path} cannot be read as hardware ({type(error).__name__}); write {example}") from error

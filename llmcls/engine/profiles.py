@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llmcls.common.strict_yaml import read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import Hardware
 from llmcls.recipe.schema import Recipe
@@ -32,8 +31,20 @@ def find_profile(name: str) -> Path:
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """The settings in a profile file."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """The settings in a profile file.
+
+    Raises
+    ------
+    UserError
+        If it is not a file of `accelerate`.
+    """
+    try:
+        settings = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a profile: {error}") from None
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        raise UserError(f"{path} is not a profile: it has no distributed_type; see accel_configs/ for examples")
+    return settings
 
 
 def sharding_of(settings: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Baselines: the most frequent labels, and a linear model of TF-IDF features, on the splits of a recipe."""
+"""Baselines of the texts alone: the most frequent labels, and a linear model of TF-IDF features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from llmcls.common.files import read_json, write_json
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
 from llmcls.data.labels import LabelSpace, multi_hot, read_labels
+from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
+from llmcls.evaluation.baseline_store import Baseline, BaselineStore
 from llmcls.evaluation.bootstrap import bootstrap_intervals
-from llmcls.evaluation.metrics import evaluate_predictions
-from llmcls.evaluation.thresholds import Tuning, apply_thresholds, fixed_thresholds, tune_thresholds
+from llmcls.evaluation.metrics import evaluate_predictions, headline_text
+from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
 log = logging.getLogger(__name__)
@@ -31,34 +33,28 @@ QUICK_BYTES = 20_000_000
 QUICK_WORK = 200_000_000
 
 
-def cached_baselines(recipe: Recipe, labels: LabelSpace, path: Path) -> dict[str, Any] | None:
-    """The result of `run_baselines`, read from a file if it contains the result of the same recipe.
+def store_baselines(recipe: Recipe, labels: LabelSpace, store: BaselineStore) -> None:
+    """Run the baselines and store them, unless the store has those of the same recipe and files.
 
     Parameters
     ----------
     recipe : Recipe
+        Without effect if its ``exp.baselines`` is false.
     labels : LabelSpace
-    path : Path
-        The JSON file, written if the result is computed.
-
-    Returns
-    -------
-    dict or None
-        See `run_baselines`; None if ``exp.baselines`` is false.
+    store : BaselineStore
     """
     if recipe.exp.baselines is False:
-        return None
+        return
+    key = baseline_key(recipe, labels)
+    if store.key("texts") != key:
+        store.write("texts", key, run_baselines(recipe, labels) or {})
+
+
+def baseline_key(recipe: Recipe, labels: LabelSpace, *more: Any) -> str:
+    """A hash of what baselines depend on: data, labels, how decisions are made, and ``more``."""
     contents = [_digest(Path(file)) for file in recipe.data.files().values()]
-    inputs = [asdict(recipe.data), asdict(labels), asdict(Tuning.of(recipe.train)), contents]
-    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-    if path.exists():
-        saved = read_json(path)
-        if saved["of"] == key:
-            return saved["baselines"]
-    result = run_baselines(recipe, labels)
-    if result is not None:
-        write_json(path, {"of": key, "baselines": result})
-    return result
+    inputs = [asdict(recipe.data), asdict(labels), asdict(Tuning.of(recipe.train)), contents, *more]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -67,7 +63,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Any] | None:
+def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Baseline] | None:
     """Train and evaluate the baselines "majority" and "tfidf_linear", with the thresholds and metrics of the recipe.
 
     Parameters
@@ -77,9 +73,8 @@ def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Any] | None:
 
     Returns
     -------
-    dict or None
-        For each baseline, the metrics of each split, and "seconds". None if the baselines would take long and
-        ``exp.baselines`` is not set.
+    dict of Baseline or None
+        None if the baselines would take long and ``exp.baselines`` is not set.
     """
     # Decided by the size of the file, so that a large file is not read into memory first.
     size = Path(recipe.data.train_csv).stat().st_size
@@ -90,17 +85,49 @@ def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Any] | None:
     result = {}
     for name, baseline in (("majority", majority), ("tfidf_linear", tfidf_linear)):
         start = time.perf_counter()
-        result[name] = _evaluate(baseline(texts, values["train"], labels), values, recipe, labels)
-        result[name]["seconds"] = time.perf_counter() - start
-        for split in ("test", "validation"):
-            if split in result[name]:
-                metrics = result[name][split]
-                log.info(
-                    "baseline %-13s %s micro-F1 %.4f  macro-F1 %.4f  (%.0f s)",
-                    name, split, metrics["f1_micro"], metrics["f1_macro"], result[name]["seconds"],
-                )  # fmt: skip
-                break
+        scores = baseline(texts, values["train"], labels)
+        result[name] = measure_baseline(scores, values, recipe, labels)
+        log_baseline(name, result[name], labels, time.perf_counter() - start)
     return result
+
+
+def measure_baseline(
+    scores: dict[str, np.ndarray], values: dict[str, np.ndarray], recipe: Recipe, labels: LabelSpace
+) -> Baseline:
+    """Decide and measure each scored split, with thresholds tuned on validation by the rule of the recipe.
+
+    Parameters
+    ----------
+    scores : dict of float [rows, labels]
+        Probabilities, or scores with the decision boundary 0.5, by split.
+    values : dict of float32 [rows, labels] or int64 [rows]
+        Label values by split.
+    recipe : Recipe
+    labels : LabelSpace
+    """
+    marks = {split: multi_hot(values[split], len(labels.names)) for split in scores}
+    tuning = Tuning.of(recipe.train)
+    if "validation" in scores:
+        thresholds = tune_thresholds(scores["validation"], marks["validation"], labels, tuning)
+    else:
+        thresholds = fixed_thresholds(len(labels.names), at_least_one=tuning.at_least_one)
+    found = Baseline({}, {})
+    for split, split_scores in scores.items():
+        predicted = apply_thresholds(split_scores, thresholds, labels)
+        metrics = evaluate_predictions(split_scores, values[split], predicted, labels.names, labels.binary)
+        metrics["intervals"] = bootstrap_intervals(marks[split], predicted, binary=labels.binary)
+        found.metrics[split], found.decisions[split] = metrics, predicted
+    return found
+
+
+def log_baseline(name: str, baseline: Baseline, labels: LabelSpace, seconds: float) -> None:
+    """Note the time that a baseline took, and log its result on the last split."""
+    baseline.metrics["seconds"] = seconds
+    for split in ("test", "validation"):
+        if split in baseline.metrics:
+            shown = headline_text(baseline.metrics[split], labels.problem_type)
+            log.info("baseline %-13s %s %s  (%.0f s)", name, split, shown, seconds)
+            break
 
 
 def majority(texts: dict[str, list[str]], train_values: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
@@ -170,25 +197,6 @@ def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: 
     return {split: split_scores for split, split_scores in scores.items() if split != "train"}
 
 
-def _evaluate(
-    scores: dict[str, np.ndarray], values: dict[str, np.ndarray], recipe: Recipe, labels: LabelSpace
-) -> dict[str, Any]:
-    """Metrics of each scored split, with thresholds tuned on validation by the rule of the recipe."""
-    marks = {split: multi_hot(values[split], len(labels.names)) for split in scores}
-    tuning = Tuning.of(recipe.train)
-    if "validation" in scores:
-        thresholds = tune_thresholds(scores["validation"], marks["validation"], labels, tuning)
-    else:
-        thresholds = fixed_thresholds(len(labels.names), at_least_one=tuning.at_least_one)
-    result: dict[str, Any] = {}
-    for split, split_scores in scores.items():
-        predicted = apply_thresholds(split_scores, thresholds, labels)
-        metrics = evaluate_predictions(split_scores, values[split], predicted, labels.names)
-        metrics["intervals"] = bootstrap_intervals(marks[split], predicted)
-        result[split] = metrics
-    return result
-
-
 def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
     """Texts and label values of each split of a recipe."""
     data = recipe.data
@@ -199,4 +207,7 @@ def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dic
         cells = {column: table[column][:] for column in labels.columns}
         split_values = read_labels(cells, list(range(len(table))), labels, path)
         values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
+    rows = chosen_rows(values["train"], labels, data)
+    if rows is not None:
+        texts["train"], values["train"] = [texts["train"][row] for row in rows], values["train"][rows]
     return texts, values

@@ -8,10 +8,15 @@ RESAMPLES = 1000
 NAMES = ("f1_micro", "f1_macro", "accuracy")
 
 
+def interval_names(binary: bool) -> tuple[str, ...]:
+    """The metrics with intervals: `NAMES`, and F1 of the positive class of a binary task first."""
+    return ("f1_positive", *NAMES) if binary else NAMES
+
+
 def bootstrap_intervals(
-    true: np.ndarray, predicted: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+    true: np.ndarray, predicted: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
 ) -> dict[str, list[float]]:
-    """95 % intervals of the metrics `NAMES`.
+    """95 % intervals of the metrics `interval_names`.
 
     Parameters
     ----------
@@ -19,11 +24,13 @@ def bootstrap_intervals(
     seed : int
     resamples : int
         Number of bootstrap samples.
+    binary : bool
+        Whether the second label is the positive class of a binary task.
 
     Returns
     -------
     dict
-        For each of `NAMES`, the lower and the upper limit.
+        For each of `interval_names`, the lower and the upper limit.
 
     Notes
     -----
@@ -41,7 +48,7 @@ def bootstrap_intervals(
     true, predicted = patterns[:, : true.shape[1]], patterns[:, true.shape[1] :]
     draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
     values = resampled(draws, true, predicted)
-    return {name: [float(v) for v in np.percentile(values[name], [2.5, 97.5])] for name in NAMES}
+    return {n: [float(v) for v in np.percentile(values[n], [2.5, 97.5])] for n in interval_names(binary)}
 
 
 def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,7 +63,7 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
     Returns
     -------
     dict of float64 [resamples]
-        For each of `NAMES`. F1 of 0/0 is 0.
+        For each of `NAMES`, and for two labels "f1_positive", F1 of the second. F1 of 0/0 is 0.
 
     Examples
     --------
@@ -73,11 +80,22 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
         return 2 * tp / np.maximum(2 * tp + errors, 1e-12)
 
     correct = weights @ (true == predicted).all(axis=1)
-    return {
+    each = f1(tp, fn + fp)
+    return ({"f1_positive": each[:, 1]} if each.shape[1] == 2 else {}) | {
         "f1_micro": f1(tp.sum(1), (fn + fp).sum(1)),
-        "f1_macro": f1(tp, fn + fp).mean(1),
+        "f1_macro": each.mean(1),
         "accuracy": correct / weights.sum(1),
     }
+
+
+def distinct_rows(true: np.ndarray, decisions: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Rows with the same labels and the same decisions by all sides, each once, and how many there are: int [rows].
+
+    They are the same for every metric, so a bootstrap draws them together, which saves time and memory.
+    """
+    cells = np.packbits(np.concatenate([true, *decisions], axis=1), axis=1)
+    _, kept, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
+    return true[kept], [of_side[kept] for of_side in decisions], counts
 
 
 def paired_differences(
@@ -97,7 +115,7 @@ def paired_differences(
     Returns
     -------
     dict of float64 [resamples]
-        For each of `NAMES`.
+        For each metric of `resampled`.
 
     Notes
     -----
@@ -105,19 +123,21 @@ def paired_differences(
     1993, section 10.3; Berg-Kirkpatrick et al. 2012). The runs of each side are resampled too, so that the differences
     include the variance between seeds.
     """
-    rng = np.random.default_rng(seed)
-    differences: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
-    # In blocks, to limit memory: a sample needs one number per row.
+    rng, rows = np.random.default_rng(seed), len(true)
+    true, decisions, counts = distinct_rows(true, [*first, *second])
+    first, second = decisions[: len(first)], decisions[len(first) :]
+    differences: dict[str, list[np.ndarray]] = {}
+    # In blocks, to limit memory: a sample needs one number per pattern.
     block = max(1, min(resamples, 20_000_000 // max(1, len(true))))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        draws = rng.multinomial(len(true), np.full(len(true), 1 / len(true)), size=size)
+        draws = rng.multinomial(rows, counts / rows, size=size)
         sides = []
         for runs in (first, second):
             values = [resampled(draws, true, decisions) for decisions in runs]
             drawn = rng.integers(len(runs), size=(size, len(runs)))
-            means = {n: np.stack([v[n] for v in values])[drawn.T, np.arange(size)].mean(axis=0) for n in NAMES}
+            means = {n: np.stack([v[n] for v in values])[drawn.T, np.arange(size)].mean(axis=0) for n in values[0]}
             sides.append(means)
-        for name in NAMES:
-            differences[name].append(sides[1][name] - sides[0][name])
+        for name in sides[0]:
+            differences.setdefault(name, []).append(sides[1][name] - sides[0][name])
     return {name: np.concatenate(blocks) for name, blocks in differences.items()}

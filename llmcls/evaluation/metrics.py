@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from llmcls.common.logit import sigmoid
 from llmcls.data.labels import multi_hot
-from llmcls.recipe.metric_names import AVERAGES
+from llmcls.recipe.metric_names import AVERAGES, POSITIVE_METRICS, headline
 
 
 def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -38,7 +38,7 @@ def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
 
 
 def evaluate_predictions(
-    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray, label_names: list[str]
+    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray, label_names: list[str], binary: bool = False
 ) -> dict[str, Any]:
     """All metrics of a set of predictions.
 
@@ -50,6 +50,9 @@ def evaluate_predictions(
     predicted : bool [rows, labels]
         The decisions.
     label_names : list of str
+    binary : bool
+        Whether the second label is the positive class of a binary task. Its metrics are then added, with the names of
+        `POSITIVE_METRICS`.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def evaluate_predictions(
         metrics. Undefined values, such as the average precision of a label without positives, are None. Precision,
         recall and F1 of 0/0 are 0, as with ``zero_division=0`` of scikit-learn.
     """
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
     true = multi_hot(labels, len(label_names))
     count = len(label_names)
@@ -77,6 +80,8 @@ def evaluate_predictions(
     metrics["hamming_loss"] = float((true != predicted).mean())
     by_label = precision_recall_fscore_support(*padded, labels=indices, average=None, zero_division=0)
     ranking = [_ranking_metrics(true[:, i], probabilities[:, i]) for i in range(len(label_names))]
+    pooled = true.ravel(), probabilities.ravel()
+    metrics["average_precision_micro"] = float(average_precision_score(*pooled)) if true.any() else None
     for key in ("average_precision", "roc_auc"):
         defined = [value for r in ranking if (value := r[key]) is not None]
         metrics[f"{key}_macro"] = float(np.mean(defined)) if defined else None
@@ -91,7 +96,22 @@ def evaluate_predictions(
         }
         for i, name in enumerate(label_names)
     }
+    if binary:
+        positive = metrics["per_class"][label_names[1]]
+        metrics = {name: positive[name.removesuffix("_positive")] for name in POSITIVE_METRICS} | metrics
     return metrics
+
+
+def headline_text(metrics: dict[str, Any], problem_type: str) -> str:
+    """The metrics that are shown first, as text.
+
+    Examples
+    --------
+    >>> headline_text({"f1_micro": 0.5, "f1_macro": None}, "multi_label_classification")
+    'micro-F1 0.5000  macro-F1 undefined'
+    """
+    shown = {words: metrics[name] for name, words in headline(problem_type).items()}
+    return "  ".join(f"{words} {'undefined' if value is None else f'{value:.4f}'}" for words, value in shown.items())
 
 
 def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, multi_label: bool, bins: int = 15) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmcls.data.ahead import ahead, depth_for
-from llmcls.data.batches import collate, plan_evaluation, send
+from llmcls.data.batches import Batch, collate, plan_evaluation, send
 from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import sum_over_ranks, unwrapped
@@ -52,6 +52,22 @@ class Scorer:
     pad_token_id: int
     max_tokens: int
     packed: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a forward pass is asked for.
+
+    Attributes
+    ----------
+    width : int
+        Numbers per row.
+    of_batch : callable
+        From a batch on the device to its numbers, float [rows, width].
+    """
+
+    width: int
+    of_batch: Callable[[Batch], torch.Tensor]
 
 
 @dataclass
@@ -96,18 +112,28 @@ def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple
     logits : float32 [rows, labels]
         The same on every rank.
     """
+
+    def logits(batch: Batch) -> torch.Tensor:
+        found: torch.Tensor = scorer.model(batch.input_ids, batch.lengths, batch.windows)
+        return found
+
+    yield from read_chunks(scorer, split, Reading(len(scorer.labels.names), logits), start)
+
+
+def read_chunks(scorer: Scorer, split: Split, reading: Reading, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Like `score_chunks`, for whatever ``reading`` takes from a forward pass: float32 [rows, width]."""
     was_training = scorer.model.training
     scorer.model.eval()
     try:
         for first in range(start, len(split), CHUNK_ROWS):
-            yield first, _score_chunk(scorer, split, first, min(len(split), first + CHUNK_ROWS))
+            yield first, _read_chunk(scorer, split, reading, first)
     finally:
         scorer.model.train(was_training)
 
 
 @torch.no_grad()
-def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndarray:
-    """Logits of the rows from ``first`` up to, but not including, ``last``: float32 [rows, labels].
+def _read_chunk(scorer: Scorer, split: Split, reading: Reading, first: int) -> np.ndarray:
+    """The numbers of the chunk that starts at row ``first``: float32 [rows, width].
 
     Raises
     ------
@@ -115,19 +141,18 @@ def _score_chunk(scorer: Scorer, split: Split, first: int, last: int) -> np.ndar
         If a row was not scored exactly once over all ranks.
     """
     accelerator = scorer.accelerator
-    device = accelerator.device
+    device, last = accelerator.device, min(len(split), first + CHUNK_ROWS)
     plan = plan_evaluation(split.lengths[first:last], accelerator.num_processes, scorer.max_tokens, scorer.packed)
     # The last column counts how often each row is scored.
-    scores = torch.zeros(last - first, len(scorer.labels.names) + 1, device=device)
+    scores = torch.zeros(last - first, reading.width + 1, device=device)
     own = plan[accelerator.process_index]
     prepared = (collate(split, first + rows, scorer.pad_token_id, scorer.packed).pinned(device) for rows in own)
     with ahead(prepared, depth_for(device), device) as batches:
         for batch in batches:
-            on_device = batch.to(device)
-            logits = scorer.model(on_device.input_ids, on_device.lengths, on_device.windows)
+            numbers = reading.of_batch(batch.to(device))
             if len(batch.rows):
                 indices = send(torch.from_numpy(batch.rows - first), device)
-                scores[indices, :-1] = logits.float()
+                scores[indices, :-1] = numbers.float()
                 scores[indices, -1] += 1
     scores = sum_over_ranks(accelerator, scores).cpu()
     counts = scores[:, -1]
@@ -166,7 +191,7 @@ def evaluate_logits(
     """
     probabilities = calibrated(logits, calibration or Calibration(), labels)
     predicted = apply_thresholds(probabilities, thresholds, labels)
-    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names)
+    metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names, labels.binary)
     per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
     return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
 
@@ -185,6 +210,6 @@ def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> 
         "intervals", see `bootstrap_intervals`, and "confusions", see `confusions`.
     """
     return {
-        "intervals": bootstrap_intervals(true, predicted),
+        "intervals": bootstrap_intervals(true, predicted, binary=labels.binary),
         "confusions": confusions(true, predicted, labels.names),
     }

@@ -1,20 +1,17 @@
-"""Decision thresholds: tuned on the validation split, stored with the run, and applied to probabilities.
-
-The command `llmcls.thresholds` tunes the thresholds of a finished run again, without training.
-"""
+"""Decision thresholds: stored with the run, and applied to probabilities. `llmcls.evaluation.tuning` finds them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llmcls.common.files import read_json, write_json
-from llmcls.common.logit import logit, sigmoid
+from llmcls.common.logit import logit
 from llmcls.data.labels import LabelSpace, add_ancestors, multi_hot
-from llmcls.recipe.objective import parse_objective
-from llmcls.recipe.schema import TrainSection
 
 
 @dataclass
@@ -24,49 +21,26 @@ class Thresholds:
     Attributes
     ----------
     rule : str
-        "fixed", "global" or "per_class".
+        "fixed", "global", "per_class" or "joint".
     values : list of float
-        One per label, in the order of the head's outputs.
+        One per label, in the order of the head's outputs. Above 1: never.
     at_least_one : bool
         Whether a text without labels gets the label closest to its threshold.
     metric : str, optional
         The metric that the thresholds were tuned for; None if they are fixed.
+    reason : str, optional
+        Why the rule "auto" took this rule, with the figures of its cross-validation.
     """
 
     rule: str
     values: list[float]
     at_least_one: bool = False
     metric: str | None = None
+    reason: str | None = None
 
-
-@dataclass
-class Tuning:
-    """How thresholds are tuned.
-
-    Attributes
-    ----------
-    rule : str
-        "per_class", "global" or "fixed".
-    metric : str
-        See `llmcls.recipe.objective.parse_objective`.
-    shrinkage : float
-        Number of positives at which the threshold of a label and the global one have the same weight.
-    at_least_one : bool
-        See `Thresholds`.
-    fixed : float
-        The threshold of the rule "fixed".
-    """
-
-    rule: str = "per_class"
-    metric: str = "f1"
-    shrinkage: float = 20.0
-    at_least_one: bool = False
-    fixed: float = 0.5
-
-    @classmethod
-    def of(cls, train: TrainSection) -> Tuning:
-        """The settings of a recipe."""
-        return cls(train.thresholds, train.threshold_metric, train.threshold_shrinkage, train.at_least_one_label)
+    def described(self) -> dict[str, Any]:
+        """The entry "thresholds" of metrics.json: which rule decides, for which metric, and why."""
+        return {"thresholds": {"rule": self.rule, "metric": self.metric, "reason": self.reason}}
 
 
 def fixed_thresholds(labels: int, value: float = 0.5, at_least_one: bool = False) -> Thresholds:
@@ -81,92 +55,6 @@ def fixed_thresholds(labels: int, value: float = 0.5, at_least_one: bool = False
         See `Thresholds`.
     """
     return Thresholds("fixed", [value] * labels, at_least_one)
-
-
-def tune_thresholds(probabilities: np.ndarray, true: np.ndarray, labels: LabelSpace, tuning: Tuning) -> Thresholds:
-    """The thresholds with the best metric on scored rows.
-
-    Parameters
-    ----------
-    probabilities : float [rows, labels]
-    true : bool [rows, labels]
-    labels : LabelSpace
-    tuning : Tuning
-
-    Returns
-    -------
-    Thresholds
-
-    Notes
-    -----
-    Each search is exact: it tries every cut between two scores. With the rule "per_class", the best threshold t of a
-    label and the best threshold g over all cells are combined as logit^-1((n logit(t) + k logit(g)) / (n + k)), where n
-    is the number of positives of the label and k the shrinkage. This reduces overfitting of labels with few positives.
-
-    Single-label decisions do not use thresholds, so these stay at their fixed value.
-    """
-    count = len(labels.names)
-    if tuning.rule == "fixed" or labels.problem_type == "single_label_classification":
-        return fixed_thresholds(count, tuning.fixed, tuning.at_least_one)
-    columns = range(count) if labels.multi_label else [1]
-    scores, marks = logit(probabilities), true.astype(bool)
-    shared = best_cut(scores[:, list(columns)].ravel(), marks[:, list(columns)].ravel(), tuning.metric)
-    values = [shared] * count
-    if tuning.rule == "per_class" and labels.multi_label:
-        for i in columns:
-            positives = int(marks[:, i].sum())
-            best = best_cut(scores[:, i], marks[:, i], tuning.metric) if positives else shared
-            weight = positives / (positives + tuning.shrinkage) if positives else 0.0
-            values[i] = weight * best + (1 - weight) * shared
-    return Thresholds(tuning.rule, [float(sigmoid(v)) for v in values], tuning.at_least_one, tuning.metric)
-
-
-def best_cut(scores: np.ndarray, true: np.ndarray, metric: str) -> float:
-    """The cut at which the decisions ``scores >= cut`` have the best metric.
-
-    Parameters
-    ----------
-    scores : float64 [n]
-    true : bool [n]
-    metric : str
-        ``f<beta>`` or ``recall@precision=<p>``. If no cut reaches the precision, the cut with the highest precision.
-
-    Returns
-    -------
-    float
-        Midway between two neighbouring scores. Above all scores if no element is true.
-
-    Notes
-    -----
-    F_beta = (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP) (van Rijsbergen 1979), over all n + 1 cuts. The scores are
-    sorted once.
-
-    Examples
-    --------
-    >>> best_cut(np.array([0.25, 0.5, 0.75, 1.0]), np.array([False, False, True, True]), "f1")
-    0.625
-    """
-    order = np.argsort(-scores, kind="stable")
-    ordered, hits = scores[order], np.cumsum(true[order])
-    # Equal scores get the same decision, so cuts are possible only where the score changes.
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    selected, tp = last + 1, hits[last]
-    kind, parameter = parse_objective(metric)
-    if kind == "f":
-        square = parameter * parameter
-        # FN = positives - TP and FP = selected - TP, so the denominator is b^2 positives + selected.
-        value = (1 + square) * tp / np.maximum(square * hits[-1] + selected, 1e-12)
-    else:
-        precision, recall = tp / selected, tp / max(1, hits[-1])
-        reached = precision >= parameter
-        value = np.where(reached, 1 + recall, precision)
-    best = int(np.argmax(value))
-    if hits[-1] == 0:
-        # No element is true: select none.
-        return float(ordered[0] + 1.0)
-    upper = ordered[last[best]]
-    lower = ordered[last[best] + 1] if last[best] + 1 < len(ordered) else upper - 1.0
-    return float((upper + lower) / 2)
 
 
 def apply_thresholds(probabilities: np.ndarray, thresholds: Thresholds, labels: LabelSpace) -> np.ndarray:
@@ -199,10 +87,24 @@ def apply_thresholds(probabilities: np.ndarray, thresholds: Thresholds, labels: 
             without_label = np.flatnonzero(~predicted.any(axis=1))
             predicted[without_label, closest[without_label]] = True
         return add_ancestors(predicted, labels) if labels.hierarchy else predicted
-    if labels.problem_type == "binary_classification":
+    if labels.binary:
         positive = probabilities[:, 1] >= values[1]
         return np.stack([~positive, positive], axis=1)
     return multi_hot(probabilities.argmax(axis=1), probabilities.shape[1])
+
+
+def mean_thresholds(each: Sequence[Thresholds]) -> Thresholds:
+    """The thresholds for the mean of the probabilities of several runs; of one run, its own.
+
+    Examples
+    --------
+    >>> mean_thresholds([Thresholds("global", [0.2]), Thresholds("global", [0.4], at_least_one=True)])
+    Thresholds(rule='mean', values=[0.30000000000000004], at_least_one=True, metric=None)
+    """
+    if len(each) == 1:
+        return each[0]
+    values = np.mean([thresholds.values for thresholds in each], axis=0).tolist()
+    return Thresholds("mean", values, any(thresholds.at_least_one for thresholds in each))
 
 
 def save_thresholds(path: Path, thresholds: Thresholds, label_names: list[str]) -> None:
@@ -213,6 +115,7 @@ def save_thresholds(path: Path, thresholds: Thresholds, label_names: list[str]) 
             "rule": thresholds.rule,
             "metric": thresholds.metric,
             "at_least_one": thresholds.at_least_one,
+            "reason": thresholds.reason,
             "values": dict(zip(label_names, thresholds.values, strict=True)),
         },
     )
@@ -222,4 +125,4 @@ def load_thresholds(path: Path, label_names: list[str]) -> Thresholds:
     """Read the file of `save_thresholds`. The values are in the order of ``label_names``."""
     saved = read_json(path)
     values = [float(saved["values"][name]) for name in label_names]
-    return Thresholds(saved["rule"], values, saved.get("at_least_one", False), saved.get("metric"))
+    return Thresholds(saved["rule"], values, saved.get("at_least_one", False), saved.get("metric"), saved.get("reason"))

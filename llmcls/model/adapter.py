@@ -26,7 +26,8 @@ def add_adapter(network: Any, new_modules: list[str], recipe: Recipe) -> Any:
     Raises
     ------
     UserError
-        If ``lora_target_modules`` or ``lora_layers`` name what the model does not have.
+        If ``lora_target_modules`` or ``lora_layers`` name what the model does not have, or ``lora_r`` is larger than
+        the rank of every layer.
     """
     # Importing peft imports bitsandbytes, which prints; so only where it is needed.
     from peft import LoraConfig, TaskType, get_peft_model
@@ -45,6 +46,7 @@ def add_adapter(network: Any, new_modules: list[str], recipe: Recipe) -> Any:
                     f"names {target!r}, which {spec.model_name} does not have; "
                     f"its linear layers are {', '.join(linear)}",
                 )
+    _check_rank(network, recipe)
     depth = network.config.get_text_config().num_hidden_layers
     if spec.lora_layers is not None:
         beyond = [i for i in spec.lora_layers if not -depth <= i < depth]
@@ -65,3 +67,14 @@ def add_adapter(network: Any, new_modules: list[str], recipe: Recipe) -> Any:
     )
     # Beside weights without values, those of the adapter need none either.
     return get_peft_model(network, config, low_cpu_mem_usage=network.device.type == "meta")
+
+
+def _check_rank(network: Any, recipe: Recipe) -> None:
+    """Refuse a rank above that of every linear layer: its weights would fill the memory and learn nothing more."""
+    layers = [m for m in network.base_model.modules() if isinstance(m, nn.Linear)]
+    highest = max((min(m.in_features, m.out_features) for m in layers), default=recipe.model.lora_r)
+    if recipe.model.lora_r > highest:
+        raise recipe.error(
+            "model.lora_r",
+            f"is {recipe.model.lora_r}; no layer of {recipe.model.model_name} has a rank above {highest}; lower it",
+        )

@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def build_classifier(
-    recipe: Recipe, labels: LabelSpace, device: torch.device, loading_device: torch.device | None = None
+    recipe: Recipe,
+    labels: LabelSpace,
+    device: torch.device,
+    loading_device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Classifier:
     """The classifier of a recipe, ready to train: pretrained weights, adapter, head, checkpointing.
 
@@ -40,6 +44,8 @@ def build_classifier(
         Where the model will compute.
     loading_device : torch.device, optional
         Where weights are loaded and quantized, if not there.
+    dtype : torch.dtype, optional
+        What autocast computes in, see `llmcls.engine.accelerator.autocast_dtype`. By default, the recipe's precision.
 
     Raises
     ------
@@ -47,10 +53,16 @@ def build_classifier(
         If the pretrained model cannot be loaded, is incomplete, or does not fit the recipe.
     """
     network, new_modules = load_pretrained(recipe.model, labels, loading_device or device)
-    return assemble(network, new_modules, recipe, device)
+    return assemble(network, new_modules, recipe, device, dtype)
 
 
-def assemble(network: Any, new_modules: list[str], recipe: Recipe, device: torch.device | DeviceKind) -> Classifier:
+def assemble(
+    network: Any,
+    new_modules: list[str],
+    recipe: Recipe,
+    device: torch.device | DeviceKind,
+    dtype: torch.dtype | None = None,
+) -> Classifier:
     """The classifier around a loaded model.
 
     Parameters
@@ -62,6 +74,8 @@ def assemble(network: Any, new_modules: list[str], recipe: Recipe, device: torch
     recipe : Recipe
     device : torch.device or DeviceKind
         Where the model will compute. What a `DeviceKind` can do is not tried out.
+    dtype : torch.dtype, optional
+        See `build_classifier`.
 
     Raises
     ------
@@ -79,13 +93,16 @@ def assemble(network: Any, new_modules: list[str], recipe: Recipe, device: torch
             layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
             for layer in layers[recipe.train.checkpoint_layers :]:
                 layer.gradient_checkpointing = False
-    packed = _prepare_packing_and_pooling(network, recipe, device)
+    request = packing_request(recipe, device, dtype)
+    packed = prepare_packing_and_pooling(network, recipe, request)
     adapted = network if recipe.model.lora_r == 0 else add_adapter(network, new_modules, recipe)
-    _attach_kernels(network, adapted, packed, recipe, device)
+    attach_recipe_kernels(network, adapted, packed, recipe, request)
     return Classifier(adapted, packed, recipe.model.pooling, recipe.data.window_pooling)
 
 
-def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Path, device: torch.device) -> Classifier:
+def load_trained_classifier(
+    recipe: Recipe, labels: LabelSpace, model_folder: Path, device: torch.device, dtype: torch.dtype | None = None
+) -> Classifier:
     """The classifier that a run saved, in the precision it was trained in, its adapter merged if that is exact.
 
     Parameters
@@ -96,16 +113,18 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
     model_folder : Path
         ``model/`` in the run folder.
     device : torch.device
+    dtype : torch.dtype, optional
+        See `build_classifier`.
 
     Raises
     ------
     UserError
         If the pretrained model cannot be loaded or is incomplete.
     """
-    spec = recipe.model
+    spec, request = recipe.model, packing_request(recipe, device, dtype)
     if spec.lora_r == 0:
         network, _ = load_pretrained(replace(spec, model_name=str(model_folder), revision=None), labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, device)
+        packed = prepare_packing_and_pooling(network, recipe, request)
         if spec.pooling == "attention":
             load_attention_query(network, model_folder)
         model: nn.Module = network
@@ -113,21 +132,23 @@ def load_trained_classifier(recipe: Recipe, labels: LabelSpace, model_folder: Pa
         from peft import PeftModel
 
         network, _ = load_pretrained(spec, labels, device)
-        packed = _prepare_packing_and_pooling(network, recipe, device)
+        packed = prepare_packing_and_pooling(network, recipe, request)
         model = PeftModel.from_pretrained(network, str(model_folder))
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
     classifier.merge_adapter()
-    _attach_kernels(network, classifier.model, packed, recipe, device)
+    attach_recipe_kernels(network, classifier.model, packed, recipe, request)
     return classifier
 
 
-def packing_request(recipe: Recipe, device: torch.device | DeviceKind) -> PackingRequest:
-    """What a recipe asks of packing on a device."""
+def packing_request(
+    recipe: Recipe, device: torch.device | DeviceKind, dtype: torch.dtype | None = None
+) -> PackingRequest:
+    """What a recipe asks of packing on a device, where autocast computes in ``dtype``."""
     spec = recipe.model
     return PackingRequest(
         max_length=recipe.data.max_length,
         device=device,
-        dtype=DTYPES[spec.torch_dtype],
+        dtype=dtype or DTYPES[spec.torch_dtype],
         # Without packing, attention is causal, so a bidirectional model has to be packed or refused.
         wanted=True if spec.bidirectional else recipe.train.packing,
         pooling=spec.pooling,
@@ -135,17 +156,15 @@ def packing_request(recipe: Recipe, device: torch.device | DeviceKind) -> Packin
     )
 
 
-def _attach_kernels(
-    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, device: torch.device | DeviceKind
+def attach_recipe_kernels(
+    network: Any, model: nn.Module, packed: PackedForward | None, recipe: Recipe, request: PackingRequest
 ) -> None:
     """Attach fused kernels, unless the recipe turns them off."""
     if recipe.train.kernels == "auto":
-        attach_kernels(network, model, packed, device, DTYPES[recipe.model.torch_dtype])
+        attach_kernels(network, model, packed, request.device, request.dtype)
 
 
-def _prepare_packing_and_pooling(
-    network: Any, recipe: Recipe, device: torch.device | DeviceKind
-) -> PackedForward | None:
+def prepare_packing_and_pooling(network: Any, recipe: Recipe, request: PackingRequest) -> PackedForward | None:
     """Set up packing and pooling on a loaded model.
 
     Returns
@@ -167,7 +186,6 @@ def _prepare_packing_and_pooling(
                 )
     if spec.bidirectional and wanted is False:
         raise recipe.error("model.bidirectional", "needs packed micro-batches; leave train.packing out")
-    request = packing_request(recipe, device)
     try:
         packed = try_packing(network, request)
     except ValueError as error:

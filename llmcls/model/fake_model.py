@@ -127,11 +127,11 @@ class KnownValues(TorchFunctionMode):
         # transformers looks whether the positions restart in a row; those that it is given never do.
         self._find_packed = masking_utils.find_packed_sequence_indices
         masking_utils.find_packed_sequence_indices = lambda *_: None
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         masking_utils.find_packed_sequence_indices = self._find_packed
 
     def __torch_function__(

@@ -42,7 +42,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, lengths: Sequence[int], block: int = 1) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lengths, self.block = list(lengths), block
         self.live = self.peak = self.casts_at_peak = 0
         self.kernels: Counter[KernelCost] = Counter()
@@ -142,7 +142,7 @@ def _gemm_4bit(
 ) -> torch.Tensor:
     """What bitsandbytes does for a matrix of many rows: dequantize, then multiply."""
     operations = torch.ops.bitsandbytes
-    if absmax_8bit is not None:
+    if absmax_8bit is not None and absmax_offset is not None:
         absmax = operations.dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32)
         absmax = absmax + absmax_offset
     return F.linear(a, operations.dequantize_4bit(b, absmax, blocksize, kind, shape, a.dtype), bias)

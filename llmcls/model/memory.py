@@ -178,17 +178,10 @@ def guessed_config(billions: float, labels: int) -> LlamaConfig:
         width = 128 * layers
         weights = layers * 14.5 * width**2 + VOCABULARY * width
     return LlamaConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=layers,
-        num_key_value_heads=layers if layers % 4 else layers // 4,
-        head_dim=128,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=1 << 17,
-        pad_token_id=0,
-        num_labels=labels,
-    )
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=layers,
+        num_key_value_heads=layers if layers % 4 else layers // 4, head_dim=128, vocab_size=VOCABULARY,
+        max_position_embeddings=1 << 17, pad_token_id=0, id2label={i: str(i) for i in range(labels)},
+    )  # fmt: skip
 
 
 def model_billions(name: str) -> float | None:

@@ -138,16 +138,18 @@ def attention(
             )
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
-    return torch.cat(texts, dim=2).transpose(1, 2).to(narrow)
+    # Joined in the order of the result, so that callers get it contiguous, as some architectures demand.
+    return torch.cat([text.transpose(1, 2) for text in texts], dim=1).to(narrow)
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The heads of an attention layer: query heads, key heads, and the width of each."""
+    """The heads of an attention layer: query heads, key heads, and the width of queries and keys, and of values."""
 
     heads: int
     key_heads: int
     width: int
+    value_width: int
 
 
 def choose_kernel(shape: HeadShape, device: torch.device | DeviceKind, dtype: torch.dtype) -> tuple[str | None, str]:
@@ -191,13 +193,17 @@ def _try_kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype, flas
     try:
         pack = make_pack(lengths, device, flash=flash)
         for queries in (sum(lengths), len(lengths)):
-            sizes = [(shape.heads, queries), (shape.key_heads, sum(lengths)), (shape.key_heads, sum(lengths))]
+            sizes = [
+                (shape.heads, queries, shape.width),
+                (shape.key_heads, sum(lengths), shape.width),
+                (shape.key_heads, sum(lengths), shape.value_width),
+            ]
             # No random numbers: the caller's generator must not notice the trial.
             query, key, value = (
-                torch.linspace(-1, 1, heads * tokens * shape.width, device=device, dtype=dtype)
-                .view(1, heads, tokens, shape.width)
+                torch.linspace(-1, 1, heads * tokens * width, device=device, dtype=dtype)
+                .view(1, heads, tokens, width)
                 .requires_grad_()
-                for heads, tokens in sizes
+                for heads, tokens, width in sizes
             )
             with torch.enable_grad():
                 attention(query, key, value, pack, None).float().square().sum().backward()

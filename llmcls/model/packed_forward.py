@@ -165,7 +165,7 @@ def try_packing(network: Any, request: PackingRequest) -> PackedForward | None:
     """
     if request.wanted is False:
         return None
-    choice = _choose(network, _head_shape(network.config), request)
+    choice = _choose(network, head_shape(network.config), request)
     on_gpu = request.device.type != "cpu"
     if choice.kernel is None:
         if request.wanted:
@@ -192,7 +192,7 @@ def packing_in_words(config: Any, request: PackingRequest) -> str:
         return "padded (train.packing is false)"
     with torch.random.fork_rng(devices=[]):
         network = AutoModelForSequenceClassification.from_config(shrink(config))
-    choice = _choose(network, _head_shape(config), request)
+    choice = _choose(network, head_shape(config), request)
     if choice.kernel is None:
         return f"padded: {choice.reason}"
     return "packed, flash attention" if choice.kernel == "flash" else f"packed, attention text by text: {choice.reason}"
@@ -234,15 +234,20 @@ def _attention_function(
 def _why_not(network: Any, request: PackingRequest) -> str | None:
     """Why the configuration of a model or the device rules packing out, or None."""
     config = network.config.get_text_config()
-    if not hasattr(network, "score") or not hasattr(network.base_model, "layers"):
-        return f"{type(network).__name__} is not a causal decoder"
+    if not hasattr(network, "score"):
+        return f"{type(network).__name__} is not built like a causal decoder"
+    if not hasattr(network.base_model, "layers"):
+        return f"{type(network).__name__} does not keep its layers where a Llama does"
     if getattr(config, "attn_logit_softcapping", None):
         return "the model caps its attention scores"
     if not getattr(network, "_supports_attention_backend", False) or not getattr(network, "_supports_sdpa", False):
         return f"{type(network).__name__} has a custom attention"
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if (window and window < request.max_length) or kinds - {"full_attention", "sliding_attention"}:
+    other_kinds = kinds - {"full_attention", "sliding_attention"}
+    if other_kinds:
+        return f"the model has layers of the kind {', '.join(sorted(other_kinds))}"
+    if window and window < request.max_length:
         return "the layers of the model see only a part of the text"
     return None
 
@@ -257,8 +262,9 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
     lengths, kind = [5, 2, 9], type(network).__name__
     tokens = torch.arange(sum(lengths)) % network.config.get_text_config().vocab_size
     packed: PackedForward | None = None
-    # The random weights of the trial must not change those of the head.
+    # The random weights of the trial must not change those of the head, nor depend on the seed of the run.
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         try:
             with torch.device("cpu"):
                 trial = type(network)(shrink(network.config)).float().eval()
@@ -269,8 +275,9 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
             alone = torch.cat([_last_state(trial, text, request.bidirectional) for text in tokens.split(lengths)])
             packed = PackedForward(trial, "last", request.bidirectional, last_token_only=last_token_only).attach()
             together = packed.states(tokens, lengths)
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            return f"{kind} does not accept packed rows ({str(error).splitlines()[0]})"
+        # Whatever an architecture raises on an argument that it does not know, its texts can be padded.
+        except Exception as error:
+            return f"{kind} does not accept packed rows ({(str(error).splitlines() or [type(error).__name__])[0]})"
         finally:
             if packed is not None:
                 packed.detach()
@@ -281,12 +288,15 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
     return None
 
 
-def _head_shape(config: Any) -> HeadShape:
+def head_shape(config: Any) -> HeadShape:
     """The attention heads of a configuration."""
     text = config.get_text_config()
     heads = text.num_attention_heads
+    if getattr(text, "qk_rope_head_dim", None):
+        # Attention from a latent state: every head has its own keys, a part of which is rotated.
+        return HeadShape(heads, heads, text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim)
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return HeadShape(heads, getattr(text, "num_key_value_heads", None) or heads, width)
+    return HeadShape(heads, getattr(text, "num_key_value_heads", None) or heads, width, width)
 
 
 def _last_state(network: Any, text: torch.Tensor, bidirectional: bool) -> torch.Tensor:

@@ -116,8 +116,8 @@ def skeleton(spec: ModelSection, config: Any) -> tuple[Any, list[str]]:
 def _quantize_shapes(model: Any, head: list[str], settings: Any) -> None:
     """Replace the linear layers of a model on the meta device as loading in 4 bits does."""
     from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Linear4bit, Params4bit
-    from transformers.integrations import replace_with_bnb_linear
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     replace_with_bnb_linear(model, head, settings)
     model.is_loaded_in_4bit = True

@@ -131,8 +131,8 @@ def _attention(
 ) -> torch.Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` on a GPU: the kernel that torch chooses there.
 
-    Flash attention has no mask and no float32; the memory-efficient kernel has no grouped heads; what neither computes
-    is computed as two matrix products and a softmax (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    Flash attention has no mask and no float32; the memory-efficient kernel has no grouped heads; what neither
+    computes is computed as two matrix products and a softmax (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

@@ -4,8 +4,7 @@ The trace runs the forward and the backward pass of the classifier that a recipe
 packing and checkpointing, over a micro-batch with the lengths of real texts. No weight is read, and no GPU is needed.
 
 What it cannot see: memory that a kernel reserves inside, apart from that of flash attention; what the allocator loses
-by fragmentation; and the copies that an engine makes. It sees too much where peft's own 4-bit layers run (DoRA, or
-without fused kernels): they convert their input where they find no autocast of a GPU.
+by fragmentation; and the copies that an engine makes.
 """
 
 from __future__ import annotations

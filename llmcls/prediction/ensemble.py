@@ -10,14 +10,13 @@ import numpy as np
 from accelerate import Accelerator
 
 from llmcls.common.files import replacing, write_text
-from llmcls.common.user_error import UserError
 from llmcls.data.labels import multi_hot
-from llmcls.engine.agreement import from_main
+from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.scoring import uncertainty
-from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
+from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds, mean_thresholds
 from llmcls.prediction.predict_table import predict_table, signature, write_metrics
-from llmcls.results.finished_runs import FinishedRun
+from llmcls.results.finished_runs import FinishedRun, require_same_labels
 from llmcls.results.predictions import Predictions, prediction_lines, read_prediction_chunks
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,7 @@ def predict_ensemble(runs: list[FinishedRun], input_path: str, output: Path, acc
     UserError
         If the runs have different labels.
     """
-    first = runs[0]
-    for run in runs:
-        if run.labels != first.labels:
-            raise UserError(
-                f"{run.folder.path} has other labels than {first.folder.path}; "
-                "an ensemble needs runs with the same labels"
-            )
+    require_same_labels(runs)
     folder = output.with_name(f"{output.name}.members")
     paths = [folder / f"{i}.jsonl" for i in range(len(runs))]
     for run, path in zip(runs, paths, strict=True):
@@ -50,18 +43,16 @@ def predict_ensemble(runs: list[FinishedRun], input_path: str, output: Path, acc
             if accelerator.is_main_process:
                 write_text(done, made_from)
         accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _write_mean(runs, paths, output)
-        shutil.rmtree(folder)
-        log.info("mean of %d runs -> %s", len(runs), output)
-    accelerator.wait_for_everyone()
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            _write_mean(runs, paths, output)
+            shutil.rmtree(folder)
+            log.info("mean of %d runs -> %s", len(runs), output)
 
 
 def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> None:
     labels = runs[0].labels
-    each = [load_thresholds(run.folder.thresholds, labels.names) for run in runs]
-    mean_values = np.mean([t.values for t in each], axis=0).tolist()
-    thresholds = Thresholds("mean", mean_values, any(t.at_least_one for t in each))
+    thresholds = mean_thresholds([load_thresholds(run.folder.thresholds, labels.names) for run in runs])
     written: list[Predictions] = []
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for members in zip(*(read_prediction_chunks(path, labels) for path in paths), strict=True):
@@ -75,6 +66,6 @@ def _write_mean(runs: list[FinishedRun], paths: list[Path], output: Path) -> Non
         true = np.concatenate([chunk.true for chunk in written if chunk.true is not None])
         probabilities = np.concatenate([chunk.probabilities for chunk in written])
         predicted = np.concatenate([chunk.predicted for chunk in written])
-        metrics = evaluate_predictions(probabilities, true, predicted, labels.names)
+        metrics = evaluate_predictions(probabilities, true, predicted, labels.names, labels.binary)
         metrics |= uncertainty(multi_hot(true, len(labels.names)), predicted, labels)
-        write_metrics(output, metrics)
+        write_metrics(output, metrics, labels)

@@ -16,12 +16,13 @@ import torch
 from accelerate import Accelerator
 
 from llmcls.common.files import write_json
-from llmcls.data.labels import multi_hot
+from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
-from llmcls.engine.accelerator import sum_over_ranks
+from llmcls.engine.accelerator import autocast_dtype, sum_over_ranks
 from llmcls.engine.agreement import first_process_first
 from llmcls.evaluation.calibration import calibrated, load_calibration
+from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.scoring import evaluate_logits, make_scorer, score_chunks, uncertainty
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
 from llmcls.model.build import load_trained_classifier
@@ -50,7 +51,8 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     The metrics, on the main process, if the input has the label columns.
     """
     split = _tokenize(run, input_path, accelerator)
-    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+    placement = (accelerator.device, autocast_dtype(accelerator))
+    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
@@ -74,22 +76,23 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             partial.append(Predictions(split.ids(first, last), probabilities, predicted, true), logits)
             log.info("%d of %d rows", last, len(split))
     metrics = None
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return None
         if split.labels is not None:
             evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
             marks = multi_hot(split.labels, len(run.labels.names))
             metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
-            write_metrics(output, metrics)
+            write_metrics(output, metrics, run.labels)
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
-    accelerator.wait_for_everyone()
     return metrics
 
 
-def write_metrics(output: Path, metrics: dict[str, Any]) -> None:
+def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace) -> None:
     """Write the metrics of a prediction beside it, and log the main ones."""
     write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
-    log.info("micro-F1 %.4f  macro-F1 %.4f", metrics["f1_micro"], metrics["f1_macro"])
+    log.info(headline_text(metrics, labels.problem_type))
 
 
 def signature(run: FinishedRun, input_path: str) -> str:

@@ -13,6 +13,11 @@ from llmcls.evaluation.scoring import CHUNK_ROWS
 from llmcls.results.predictions import Predictions, prediction_lines
 
 
+def lock_of(output: Path) -> Path:
+    """The file of the lock that a prediction holds while it writes an output."""
+    return output.with_name(f"{output.name}.lock")
+
+
 class ResumablePredictions:
     """Predictions that are being written: their lines, their logits, and what they were made from.
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from typing import Any
 
-from llmcls.recipe.metric_names import METRIC_NAMES
+from llmcls.common.folder_names import folder_name_problem
+from llmcls.common.nearest import nearest
+from llmcls.recipe.metric_names import METRIC_NAMES, POSITIVE_METRICS, metric_names
 from llmcls.recipe.objective import parse_objective
 from llmcls.recipe.schema import Recipe
+
+# Larger counts mean nothing, and do not fit into the integers of numpy and of the tokenizers.
+LARGEST = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -25,6 +31,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_columns(recipe)
     _check_metrics(recipe)
     _check_experiment(recipe)
+    _check_folders(recipe)
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -32,6 +39,8 @@ def _check_ranges(recipe: Recipe) -> None:
     data, model, train = recipe.data, recipe.model, recipe.train
     at_least = [
         ("data.max_length", data.max_length, 1),
+        ("data.train_rows", data.train_rows, 1),
+        ("data.train_rows_seed", data.train_rows_seed, 0),
         ("model.lora_r", model.lora_r, 0),
         ("train.batch_size", train.batch_size, 1),
         ("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1),
@@ -59,6 +68,8 @@ def _check_ranges(recipe: Recipe) -> None:
     for key, value, lowest in at_least:
         if value is not None and not value >= lowest:
             raise recipe.error(key, f"is {value}; it must be at least {lowest}")
+        if value is not None and value > LARGEST:
+            raise recipe.error(key, f"is {value}; it must be at most {LARGEST}")
     between = [
         ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
         ("train.head_learning_rate", train.head_learning_rate, 0, 10, "above 0 and below 10", False),
@@ -78,10 +89,10 @@ def _check_experiment(recipe: Recipe) -> None:
     data, train, exp = recipe.data, recipe.train, recipe.exp
     if not exp.seeds:
         raise recipe.error("exp.seeds", "is empty; give at least one seed")
-    if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0:
-        raise recipe.error("exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different")
-    if exp.run_name is not None and not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
-        raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
+    if len(set(exp.seeds)) != len(exp.seeds) or min(exp.seeds) < 0 or max(exp.seeds) > LARGEST_SEED:
+        raise recipe.error(
+            "exp.seeds", f"is {exp.seeds}; seeds must be 0 or greater and different, and at most {LARGEST_SEED}"
+        )
     needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
     needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
@@ -89,6 +100,27 @@ def _check_experiment(recipe: Recipe) -> None:
             raise recipe.error(
                 key, f"is {value}, which needs data.val_csv; set it to a validation file, or set {key}=null"
             )
+
+
+def _check_folders(recipe: Recipe) -> None:
+    """Check the names that become folders: no name may lead out of `exp.output_root`, or into another run."""
+    data, exp = recipe.data, recipe.exp
+    if not exp.output_root:
+        raise recipe.error("exp.output_root", "is empty; name a folder, such as outputs")
+    problem = folder_name_problem(data.dataset_name)
+    if problem:
+        raise recipe.error(
+            "data.dataset_name", f"is {data.dataset_name!r}, which {problem}; it names a folder in exp.output_root"
+        )
+    if exp.run_name is None:
+        return
+    if not re.fullmatch(r"[\w=.,+@-]+", exp.run_name):
+        raise recipe.error("exp.run_name", f"is {exp.run_name!r}; use letters, digits and any of = . , + @ - _")
+    problem = folder_name_problem(exp.run_name)
+    if re.fullmatch(r"run_\d+", exp.run_name):
+        problem = "is the folder of a seed"
+    if problem:
+        raise recipe.error("exp.run_name", f"is {exp.run_name!r}, which {problem}; choose another name")
 
 
 def _check_variants(recipe: Recipe) -> None:
@@ -143,7 +175,7 @@ def _check_columns(recipe: Recipe) -> None:
             "data.label_columns",
             f"names {len(data.label_columns)} columns; with data.label_separator it must name a single column",
         )
-    duplicates = sorted({c for c in data.label_columns if data.label_columns.count(c) > 1})
+    duplicates = sorted(column for column, times in Counter(data.label_columns).items() if times > 1)
     if duplicates:
         raise recipe.error("data.label_columns", f"names {', '.join(duplicates)} twice; remove the duplicates")
     text_columns = data.text_columns()
@@ -162,10 +194,15 @@ def _check_columns(recipe: Recipe) -> None:
 
 def _check_metrics(recipe: Recipe) -> None:
     """Check the names of the selection metric and of the threshold metric."""
-    name = recipe.train.metric_for_best_model
-    if name not in METRIC_NAMES:
-        near = difflib.get_close_matches(name, METRIC_NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "use f1_micro, or another metric of docs/recipes.md"
+    name, problem_type = recipe.train.metric_for_best_model, recipe.model.problem_type
+    if name in POSITIVE_METRICS and problem_type != "binary_classification":
+        raise recipe.error(
+            "train.metric_for_best_model",
+            f"is {name}, which is for binary_classification; this recipe is {problem_type}",
+        )
+    if name is not None and name not in metric_names(problem_type):
+        near = nearest(name, METRIC_NAMES)
+        hint = f"did you mean {near}?" if near else "use f1_micro, or another metric of docs/recipes.md"
         raise recipe.error("train.metric_for_best_model", f"is {name!r}, which is not a metric; {hint}")
     try:
         parse_objective(recipe.train.threshold_metric)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -11,6 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
+from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
 
 
@@ -38,11 +38,9 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "a key") -> str:
     'dates is not a section of a recipe; did you mean data?'
     """
     known = list(known)
-    short = {k.rpartition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near = near or [short[m] for m in difflib.get_close_matches(name.rpartition(".")[2], short, n=1)]
+    near = nearest(name, known) or nearest(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
     if near:
-        hint = f"did you mean {near[0].rpartition('.')[2]}?"
+        hint = f"did you mean {near.rpartition('.')[2]}?"
     elif len(known) <= 12:
         hint = f"use one of {', '.join(known)}"
     else:
@@ -58,7 +56,7 @@ def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
     where : str
         The beginning of error messages: file and key.
     value : object
-        What YAML returned.
+        What `llmcls.common.strict_yaml` returned.
     hint : type
         The annotation of the dataclass field: str, int, float, bool, a Literal, a list or dict of these, or one of
         these or None. A single value counts as a list of one.
@@ -93,9 +91,9 @@ def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
             return "off"
         if value in typing.get_args(hint):
             return value
-        near = difflib.get_close_matches(str(value), [str(a) for a in typing.get_args(hint)], n=1, cutoff=0.5)
+        near = nearest(str(value), [str(a) for a in typing.get_args(hint)], cutoff=0.5)
         raise UserError(
-            f"{where} is {value!r}; it must be {describe(hint)}" + (f"; did you mean {near[0]}?" if near else "")
+            f"{where} is {value!r}; it must be {describe(hint)}" + (f"; did you mean {near}?" if near else "")
         )
     if origin is list:
         (inner,) = typing.get_args(hint)
@@ -112,7 +110,20 @@ def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
     if converted is None:
         advice = " (put it in quotes)" if hint is str else ""
         raise UserError(f"{where} is {value!r}; it must be {describe(hint)}{advice}")
-    return _expand(where, converted) if expand and isinstance(converted, str) else converted
+    if not isinstance(converted, str):
+        return converted
+    text = _expand(where, converted) if expand else converted
+    # No file, column or tokenizer knows them: the end of a C string, and halves of a character.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where} is {text!r}, which has a character that is no text; remove it")
+    return text
+
+
+def _to_text(value: Any) -> str | None:
+    """Text, or a number as it was written; else None: YAML parses `yes`, `no` and `on` as booleans."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return value if isinstance(value, str) else getattr(value, "written", str(value))
 
 
 def _to_float(value: Any) -> float | None:
@@ -128,9 +139,8 @@ def _to_float(value: Any) -> float | None:
 
 
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
-    # YAML parses `yes`, `no`, `on` and dates as other types, and the original text is lost.
-    str: lambda v: v if isinstance(v, str) else str(v) if type(v) in (int, float) else None,
-    int: lambda v: int(v) if type(v) is int or (type(v) is float and v.is_integer()) else None,
+    str: _to_text,
+    int: lambda v: int(v) if not isinstance(v, bool | str) and _to_float(v) is not None and v == int(v) else None,
     float: _to_float,
     bool: lambda v: v if isinstance(v, bool) else None,
 }

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from llmcls.recipe.metric_names import default_metric
 from llmcls.recipe.schema import Recipe
 
 # Trained weights from which on 8-bit AdamW is worth its time. It stores the two moments of a weight in 2 bytes instead
 # of 8, which saves 0.6 GB here, but starts several kernels for each tensor, where the fused AdamW starts few for all.
 EIGHT_BIT_FROM = 100_000_000
+
+
+def selection_metric(recipe: Recipe) -> str:
+    """The metric of choice: it selects the best model, and thresholds are tuned for it."""
+    return recipe.train.metric_for_best_model or default_metric(recipe.model.problem_type)
 
 
 def micro_batch_tokens(recipe: Recipe) -> int:

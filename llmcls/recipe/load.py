@@ -8,16 +8,22 @@ key, the error suggests the most similar known one. The command line can overrid
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmcls.common.secrets import keep_secret
+from llmcls.common.strict_yaml import YamlProblem, parse_yaml, read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.recipe.checks import check_recipe
 from llmcls.recipe.convert import convert, describe, unknown
 from llmcls.recipe.schema import SECTIONS, Recipe
+
+log = logging.getLogger(__name__)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -50,7 +56,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if raw.get(name) is None:
             raw[name] = {}
         if not isinstance(raw[name], dict):
-            raise UserError(f"{source}: section {name} must contain `key: value` lines, not {raw[name]!r}")
+            raise UserError(f"{source}: section {name} must contain `key: value` lines, not {type(raw[name]).__name__}")
     for override in overrides or []:
         section, key, value = _parse_override(override)
         raw[section][key] = value
@@ -75,20 +81,17 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The top-level mapping of a recipe file, not checked further."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = read_yaml(path)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {path.parent} contains {', '.join(near[:10])}" if near else ""
         raise UserError(f"{path}: no such recipe file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except YamlProblem as problem:
+        if problem.line is None:
+            raise UserError(f"{path}: the recipe cannot be read: {problem}") from None
+        raise UserError(f"{path}, line {problem.line}: not valid YAML: {problem}") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: the recipe cannot be read: {error}") from None
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"{path}{where}: not valid YAML: {reason}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe needs the sections {', '.join(SECTIONS)}; this file has none")
     return raw
@@ -99,7 +102,9 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     target, equals, text = override.partition("=")
     target = target.strip()
     if not equals:
-        raise UserError(f"command line: {override!r} is not an override; write section.key=value")
+        # Whatever stands behind the name of a key may be a secret.
+        shown = re.sub(r"(?<=token).+", "...", override, flags=re.DOTALL)
+        raise UserError(f"command line: {shown!r} is not an override; write section.key=value")
     section, dot, key = target.partition(".")
     if not dot:
         key = target
@@ -113,10 +118,15 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     names = [f.name for f in dataclasses.fields(SECTIONS[section])]
     if key not in names:
         raise UserError(f"command line: {unknown(f'{section}.{key}', [f'{section}.{n}' for n in names])}")
+    secret = next(f.metadata["secret"] for f in dataclasses.fields(SECTIONS[section]) if f.name == key)
+    if secret and text.strip() not in ("", "null", "~"):
+        keep_secret(text)
+        log.warning("other users of this machine can see %s on the command line; set HF_TOKEN instead", target)
     try:
-        return section, key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"command line: the value of {target} is not valid YAML: {text!r}") from None
+        return section, key, parse_yaml(text)
+    except YamlProblem as problem:
+        shown = "" if secret else f": {problem} in {text!r}"
+        raise UserError(f"command line: the value of {section}.{key} is not valid YAML{shown}") from None
 
 
 def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> Any:
@@ -134,5 +144,24 @@ def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> A
                 raise UserError(f"{where} is missing; it must be {describe(hints[f.name])}")
             # An empty value, as in `text_fields:`, means the default.
             continue
-        values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
+        if f.metadata["secret"]:
+            values[f.name] = _secret(where, raw[f.name])
+        else:
+            values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
     return kind(**values)
+
+
+def _secret(where: str, value: Any) -> str:
+    """The value of a secret key, which no message shows from now on.
+
+    Raises
+    ------
+    UserError
+        If it is not text. The message does not show the value.
+    """
+    keep_secret(str(value))
+    if isinstance(value, list | dict | bool):
+        raise UserError(f"{where} must be text (put it in quotes)")
+    text: str = convert(where, value, str)
+    keep_secret(text)
+    return text

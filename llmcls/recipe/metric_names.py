@@ -1,12 +1,40 @@
-"""The names of all metrics, and whether more or less is better."""
+"""The names of all metrics, whether more or less is better, and which of them matter first."""
 
 from __future__ import annotations
 
 AVERAGES = ("micro", "macro", "weighted", "samples")
+# Metrics of the second class of a binary task, the one that is looked for.
+POSITIVE_METRICS = (
+    "f1_positive", "average_precision_positive", "precision_positive", "recall_positive", "roc_auc_positive",
+)  # fmt: skip
 METRIC_NAMES = frozenset(
-    ["loss", "accuracy", "hamming_loss", "average_precision_macro", "roc_auc_macro", "calibration_error"]
+    ["loss", "accuracy", "hamming_loss", "average_precision_micro", "average_precision_macro", "roc_auc_macro"]
+    + ["calibration_error"]
     + [f"{kind}_{average}" for kind in ("f1", "precision", "recall") for average in AVERAGES]
 )
+
+
+def metric_names(problem_type: str) -> frozenset[str]:
+    """The metrics of a problem type: `METRIC_NAMES`, and for binary tasks `POSITIVE_METRICS`."""
+    return METRIC_NAMES.union(POSITIVE_METRICS if problem_type == "binary_classification" else ())
+
+
+def default_metric(problem_type: str) -> str:
+    """The metric of choice of a recipe that names none."""
+    return "f1_positive" if problem_type == "binary_classification" else "f1_micro"
+
+
+def headline(problem_type: str) -> dict[str, str]:
+    """The two metrics that are shown first, by name, and what they are called.
+
+    Examples
+    --------
+    >>> headline("multi_label_classification")
+    {'f1_micro': 'micro-F1', 'f1_macro': 'macro-F1'}
+    """
+    if problem_type == "binary_classification":
+        return {"f1_positive": "F1 of the positive class", "average_precision_positive": "average precision"}
+    return {"f1_micro": "micro-F1", "f1_macro": "macro-F1"}
 
 
 def metric_direction(name: str) -> int:

@@ -19,15 +19,16 @@ SPLIT_KEYS = {"train": "train_csv", "validation": "val_csv", "test": "test_csv"}
 
 
 def _required(doc: str) -> Any:
-    return dataclasses.field(metadata={"doc": doc, "literal": False})
+    return dataclasses.field(metadata={"doc": doc, "literal": False, "secret": False})
 
 
-def _key(default: Any, doc: str, literal: bool = False, **options: Any) -> Any:
+def _key(default: Any, doc: str, literal: bool = False, secret: bool = False, **options: Any) -> Any:
     """A key with its default (a list is copied for each recipe) and its documentation.
 
-    ``literal``: text is taken as it is; in other keys ``~`` and ``${VAR}`` are expanded.
+    ``literal``: text is taken as it is; in other keys ``~`` and ``${VAR}`` are expanded. ``secret``: no message shows
+    the value.
     """
-    metadata = {"doc": doc, "literal": literal}
+    metadata = {"doc": doc, "literal": literal, "secret": secret}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata, **options)
     return dataclasses.field(default=default, metadata=metadata, **options)
@@ -44,6 +45,10 @@ class DataSection:
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    train_rows: int | None = _key(
+        None, "Train on so many rows of the training file: a sample in which every label has its share. Default: all."
+    )
+    train_rows_seed: int = _key(0, "Which sample; of two samples with the same seed, the larger contains the smaller.")
     id_column: str | None = _key(None, "Column of unique row ids. Without it, rows are numbered from 0.")
     text_fields: list[str] | None = _key(None, "Text columns, joined by text_separator; empty cells are skipped.")
     target_text_column: str | None = _key(None, "The text column, if text_fields is empty.")
@@ -79,7 +84,9 @@ class ModelSection:
     """The pretrained model, how it is stored, what is trained, and how token states are pooled."""
 
     model_name: str = _required("A model on the hub, or a folder.")
-    hf_token: str | None = _key(None, "Token for the hub; default: `HF_TOKEN`. Never written anywhere.", repr=False)
+    hf_token: str | None = _key(
+        None, "Token for the hub; default: `HF_TOKEN`. Never written or shown.", secret=True, repr=False
+    )
     revision: str | None = _key(None, "Branch, tag or commit on the hub. Default: the newest.")
     trust_remote_code: bool = _key(False, "Run Python code that comes with the model.")
     problem_type: ProblemType = _key("multi_label_classification", "What is predicted.")
@@ -99,6 +106,11 @@ class ModelSection:
         "last", "What the head of a decoder reads: the last token, the mean of all tokens, or a learned mean."
     )
     bidirectional: bool = _key(False, "Every token of a decoder sees the whole text. Needs packed micro-batches.")
+    head_init: Literal["random", "probe", "label_text", "auto"] = _key(
+        "random",
+        "What the head starts from: random weights, a linear probe of the frozen model on the training texts and the "
+        "words of the labels, or those words alone. `auto`: the probe, where it is quick and the head is linear.",
+    )
 
 
 @dataclass
@@ -120,6 +132,12 @@ class TrainSection:
         "auto",
         "Fused LoRA, norms, gated MLPs and rotary embedding where a trial shows the same states and gradients; "
         "`off` keeps the modules of transformers and peft.",
+    )
+    deterministic: bool = _key(
+        False,
+        "Deterministic kernels only. On a GPU, the same run twice, and a resumed run, are then the same to the last "
+        "bit; without it they differ by rounding. Slower, most of all the backward pass of attention. CPUs are "
+        "deterministic in any case.",
     )
     group_by_length: bool = _key(
         False, "Optimizer steps of similar lengths. Changes the statistics; little gain where texts are packed."
@@ -154,11 +172,22 @@ class TrainSection:
     eval_steps: int | None = _key(None, "Optimizer steps between evaluations. Default: each epoch.")
     logging_steps: int = _key(10, "Optimizer steps between log lines.")
     early_stopping_patience: int | None = _key(None, "Evaluations without improvement before training stops.")
-    metric_for_best_model: str = _key("f1_micro", "Metric that selects the best model; a name in metrics.json.")
-    thresholds: Literal["fixed", "global", "per_class"] = _key(
-        "per_class", "Decision thresholds: 0.5, one tuned on validation, or one per label."
+    metric_for_best_model: str | None = _key(
+        None,
+        "Metric that selects the best model, and that thresholds serve; a name in metrics.json. It is measured with "
+        "the thresholds that the run would take. Default: `f1_micro`, in binary tasks `f1_positive`.",
     )
-    threshold_metric: str = _key("f1", "What thresholds are tuned for: `f1`, `f<beta>` or `recall@precision=<p>`.")
+    thresholds: Literal["auto", "fixed", "global", "per_class", "joint"] = _key(
+        "auto",
+        "Decision thresholds, tuned on validation: one for all labels, one for each label alone, one for each label "
+        "chosen together for metric_for_best_model, or 0.5. `auto`: `joint` or `per_class`, by the metric, unless "
+        "cross-validation prefers 0.5.",
+    )
+    threshold_metric: str = _key(
+        "f1",
+        "F1 weights precision and recall alike, `f<beta>` does not; `recall@precision=<p>` is the highest recall at "
+        "that precision.",
+    )
     threshold_shrinkage: float = _key(
         20.0, "Number of positives at which the threshold of a label counts as much as the global one."
     )
@@ -178,9 +207,11 @@ class ExpSection:
     output_root: str = _key("outputs", "Root of all results.")
     seeds: list[int] = _key([1], "Seeds, trained one after the other.")
     run_name: str | None = _key(None, "One more folder level, to keep variants apart.")
-    overwrite: bool = _key(False, "Replace runs of another recipe.")
+    overwrite: bool = _key(False, "Replace runs of another recipe. A run of the same recipe resumes, or is kept.")
     baselines: bool | None = _key(
-        None, "Train a majority and a TF-IDF baseline on the same splits. Default: where it is quick."
+        None,
+        "Baselines on the same splits: majority, TF-IDF, and a linear probe of the frozen model. Default: those that "
+        "are quick, and the probe wherever the head starts from it.",
     )
 
 

@@ -85,7 +85,9 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     length = real_data.max_length if real_data.prompt else min(real_data.max_length, 96)
     mini.recipe = replace(
         recipe,
-        data=replace(real_data, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data),
+        data=replace(
+            real_data, train_rows=None, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data
+        ),
         model=replace(
             recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
             lora_target_modules=targets, lora_layers=None if recipe.model.lora_layers is None else [-1],

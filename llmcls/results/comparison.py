@@ -6,19 +6,18 @@ seeds of the same recipe, no difference counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
-from llmcls.evaluation.bootstrap import NAMES, paired_differences, resampled
+from llmcls.evaluation.bootstrap import interval_names, paired_differences, resampled
 from llmcls.recipe.differences import same_but_for_seeds
 from llmcls.results.finished_runs import labels_of, runs_in
 from llmcls.results.predictions import read_predictions
-from llmcls.results.run_folder import RunFolder
+from llmcls.results.run_folder import RunFolder, saved_recipe
 
 
 @dataclass
@@ -71,7 +70,7 @@ def comparison_lines(first: Path, second: Path, split: str | None, resamples: in
     """
     sides = runs_in(first), runs_in(second)
     split = split or _common_split(*sides)
-    recipes = [yaml.safe_load(run.recipe.read_text(encoding="utf-8")) for side in sides for run in side]
+    recipes = [saved_recipe(run) for side in sides for run in side]
     same = same_but_for_seeds(recipes)
     verdicts, rows = compare(*sides, split, resamples, same)
     lines = [f"{split}, {rows} rows in both; A: {first} ({len(sides[0])} run(s)), B: {second} ({len(sides[1])} run(s))"]
@@ -106,7 +105,7 @@ def compare(
     Returns
     -------
     verdicts : list of Verdict
-        One for each metric of `NAMES`.
+        One for each metric of `interval_names`.
     rows : int
         The number of rows.
 
@@ -114,29 +113,53 @@ def compare(
     ------
     UserError
         If labels or rows differ.
-
-    Notes
-    -----
-    The p-value is twice the share of resamples on the other side of zero, which is never exactly 0 (Davison & Hinkley
-    1997, equation 4.11).
     """
     labels = labels_of(first[0])
     for run in (*first, *second):
         if labels_of(run).names != labels.names:
             raise UserError(f"{run.path} has other labels than {first[0].path}; compare runs with the same labels")
     true, decisions = _aligned([*first, *second], split, labels)
-    sides = decisions[: len(first)], decisions[len(first) :]
+    verdicts = judge(true, decisions[: len(first)], decisions[len(first) :], resamples, labels.binary)
+    return [replace(v, word="noise") if same else v for v in verdicts], len(true)
+
+
+def judge(
+    true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], resamples: int, binary: bool = False
+) -> list[Verdict]:
+    """Compare the decisions of two sides on the same rows.
+
+    Parameters
+    ----------
+    true : bool [rows, labels]
+    first, second : list of bool [rows, labels]
+        The decisions of each run of A and of B.
+    resamples : int
+        Bootstrap resamples.
+    binary : bool
+        Whether the second label is the positive class of a binary task.
+
+    Returns
+    -------
+    list of Verdict
+        One for each metric of `interval_names`.
+
+    Notes
+    -----
+    The p-value is twice the share of resamples on the other side of zero, which is never exactly 0 (Davison & Hinkley
+    1997, equation 4.11).
+    """
+    sides, names = (first, second), interval_names(binary)
     differences = paired_differences(true, *sides, resamples=resamples)
     once = np.ones((1, len(true)), dtype=np.int64)
     verdicts = []
-    means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in NAMES} for side in sides]
-    for name in NAMES:
+    means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in names} for side in sides]
+    for name in names:
         low, high = np.percentile(differences[name], [2.5, 97.5])
         other_sign = min((differences[name] <= 0).sum(), (differences[name] >= 0).sum())
         p = min(1.0, 2 * (other_sign + 1) / (resamples + 1))
-        word = "noise" if same or p > 0.05 or low <= 0 <= high else ("B is better" if low > 0 else "B is worse")
+        word = "noise" if p > 0.05 or low <= 0 <= high else ("B is better" if low > 0 else "B is worse")
         verdicts.append(Verdict(name, means[0][name], means[1][name], float(low), float(high), float(p), word))
-    return verdicts, len(true)
+    return verdicts
 
 
 def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[np.ndarray]]:

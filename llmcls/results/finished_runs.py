@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,11 @@ from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import uncertainty
-from llmcls.evaluation.thresholds import (
-    Thresholds,
-    Tuning,
-    apply_thresholds,
-    fixed_thresholds,
-    save_thresholds,
-    tune_thresholds,
-)
+from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, fixed_thresholds, save_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import Recipe
@@ -82,6 +79,22 @@ def labels_of(folder: RunFolder) -> LabelSpace:
     return LabelSpace(**read_json(folder.labels))
 
 
+def require_same_labels(runs: Sequence[FinishedRun]) -> None:
+    """Refuse runs that cannot be averaged.
+
+    Raises
+    ------
+    UserError
+        If their labels differ.
+    """
+    for run in runs:
+        if run.labels != runs[0].labels:
+            raise UserError(
+                f"{run.folder.path} has other labels than {runs[0].folder.path}; "
+                "an ensemble needs runs with the same labels"
+            )
+
+
 def runs_in(path: Path) -> list[RunFolder]:
     """The finished runs of an experiment folder, or the run that ``path`` is.
 
@@ -118,7 +131,7 @@ def finished_runs(recipe: Recipe) -> list[RunFolder]:
 
 def best_run(recipe: Recipe) -> RunFolder:
     """The finished run of a recipe with the best validation metric; the first one without validation."""
-    name = recipe.train.metric_for_best_model
+    name = selection_metric(recipe)
 
     def value(run: RunFolder) -> float:
         found = read_json(run.metrics).get("validation", {}).get(name)
@@ -142,21 +155,24 @@ def retune(run: FinishedRun, tuning: Tuning) -> tuple[Thresholds, dict[str, tupl
         If the run has no validation predictions to tune on.
     """
     folder, labels = run.folder, run.labels
+    read = {split: read_predictions(folder.predictions(split), labels) for split in folder.predicted_splits()}
+    scored = {split: (found.probabilities, found.true_marks(labels)) for split, found in read.items()}
     if tuning.rule == "fixed":
         thresholds = fixed_thresholds(len(labels.names), tuning.fixed, tuning.at_least_one)
-    elif "validation" in folder.predicted_splits():
-        found = read_predictions(folder.predictions("validation"), labels)
-        thresholds = tune_thresholds(found.probabilities, found.true_marks(labels), labels, tuning)
+    elif "validation" in scored:
+        thresholds = tune_thresholds(*scored["validation"], labels, tuning)
     else:
         raise UserError(f"{folder.path} has no predictions_validation.jsonl to tune on; use --rule fixed --value 0.5")
     metrics = read_json(folder.metrics)
+    metrics |= thresholds.described() | {"threshold_rules": compare_rules(scored, labels, tuning)}
     save_thresholds(folder.thresholds, thresholds, labels.names)
     changes = {}
-    for split in folder.predicted_splits():
-        found = read_predictions(folder.predictions(split), labels)
+    for split, found in read.items():
         predicted = apply_thresholds(found.probabilities, thresholds, labels)
-        before, marks = metrics[split], found.true_marks(labels)
-        metrics[split] = before | evaluate_predictions(found.probabilities, found.known_true, predicted, labels.names)
+        before, marks = metrics[split], scored[split][1]
+        metrics[split] = before | evaluate_predictions(
+            found.probabilities, found.known_true, predicted, labels.names, labels.binary
+        )
         metrics[split] |= uncertainty(marks, predicted, labels)
         changes[split] = before, metrics[split]
         rewrite_decisions(folder.predictions(split), predicted, labels)

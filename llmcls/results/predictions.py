@@ -123,6 +123,23 @@ def read_prediction_chunks(path: Path, labels: LabelSpace, rows: int = CHUNK_ROW
             )
 
 
+def read_decisions(path: Path, labels: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
+    """The true labels and the decisions of a predictions file of a run, without its probabilities.
+
+    Returns
+    -------
+    true, predicted : bool [rows, labels]
+    """
+    number = {name: i for i, name in enumerate(labels.names)}
+    true, predicted = [], []
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            true.append([number[name] for name in line["true"]])
+            predicted.append([number[name] for name in line["labels"]])
+    return multi_hot_of_lists(true, len(number)), multi_hot_of_lists(predicted, len(number))
+
+
 def rewrite_decisions(path: Path, predicted: np.ndarray, labels: LabelSpace) -> None:
     """Replace the predicted labels in a predictions file, and nothing else.
 

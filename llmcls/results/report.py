@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_text
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
+from llmcls.recipe.metric_names import headline
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
-from llmcls.results.run_folder import RunFolder
+from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.verdict import verdict_on
 
 # Baselines, as in baselines.json, to their names in tables.
-BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear"}
+BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear", "probe": "frozen + linear probe"}
+# What the table of results begins with. Only binary tasks have metrics of a positive class.
+HEADLINES = (*headline("binary_classification"), *headline("multi_label_classification"))
 
 
-def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baselines: dict[str, Any] | None) -> None:
+def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any]) -> None:
     """Write the report of a run, a page that needs no other file.
 
     Parameters
@@ -27,9 +32,8 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baseli
     recipe : Recipe
     metrics : dict
         The content of metrics.json.
-    baselines : dict, optional
-        Metrics by baseline and split.
     """
+    baselines = shown_baselines(run.experiment, recipe)
     splits: list[str] = [s for s in ("train", "validation", "test") if s in metrics]
     model = recipe.model.model_name
     name = Path(model).name if Path(model).is_dir() else model
@@ -40,10 +44,12 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], baseli
         f"{training['samples_per_second']:.1f} samples/s, {training['tokens_per_second']:.0f} tokens/s; "
         f"best after step {metrics['best_step']}"
     )
+    verdict = verdict_on([run])
+    first = f"<p><strong>{html.escape(verdict.sentence())}</strong></p>" if verdict else ""
     body = _evaluated(run, metrics, splits, baselines) if splits else "<p>No split was evaluated.</p>"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>
+<h1>{html.escape(title)}</h1>{first}<p>{html.escape(facts)}</p>
 <h2>Training</h2>{_curves(metrics["history"], recipe)}
 {body}
 <h2>Recipe</h2><pre>{html.escape(recipe_to_yaml(recipe))}</pre>
@@ -70,27 +76,32 @@ def render_report(run: RunFolder) -> Path:
         If there is no run in the folder, or it is not finished.
     """
     labels_of(run)
-    saved = run.experiment.baselines
-    baselines = read_json(saved)["baselines"] if saved.exists() else None
-    write_report(run, load_recipe(run.recipe), read_json(run.metrics), baselines)
+    write_report(run, load_recipe(run.recipe), read_json(run.metrics))
     return run.report
 
 
-def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any] | None) -> str:
+def shown_baselines(experiment: ExperimentFolder, recipe: Recipe) -> dict[str, Any]:
+    """The metrics of the stored baselines, by baseline and split; none if the recipe wants none."""
+    return {} if recipe.exp.baselines is False else experiment.baselines.read()
+
+
+def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any]) -> str:
     """HTML tables of the metrics of a run; the last of ``splits`` is shown in detail."""
     shown = splits[-1]
     shown_metrics = metrics[shown]
     parts = []
     if "intervals" in shown_metrics:
-        at_half = metrics["at_half"][shown]
-        others = {n: b[shown] for n, b in (baselines or {}).items() if shown in b}
+        at_half, intervals = metrics["at_half"][shown], shown_metrics["intervals"]
+        others = {n: b[shown] for n, b in baselines.items() if shown in b}
+        first = [name for name in HEADLINES if name in shown_metrics]
         rows = [
-            [name, format_number(shown_metrics[name]), f"{low:.4f} to {high:.4f}", format_number(at_half[name])]
-            + [format_number(b[name]) for b in others.values()]
-            for name, (low, high) in shown_metrics["intervals"].items()
+            [name, format_number(shown_metrics[name]), _interval(intervals.get(name))]
+            + [format_number(values.get(name)) for values in (at_half, *others.values())]
+            for name in dict.fromkeys([*first, *intervals])
         ]
         header = ["metric", "value", "95 % interval", "with thresholds of 0.5", *(BASELINE_NAMES[n] for n in others)]
         parts.append(f"<h2>Result ({shown})</h2>{_table(header, rows)}")
+        parts.append(_thresholds(metrics, shown))
     overview = [
         [name, *(format_number(metrics[s].get(name)) for s in splits)]
         for name, value in shown_metrics.items()
@@ -111,6 +122,27 @@ def _evaluated(run: RunFolder, metrics: dict[str, Any], splits: list[str], basel
             f"<h2>Most frequent confusions ({shown})</h2>{_table(['true', 'predicted instead', 'rows'], rows)}"
         )
     return "\n".join(parts)
+
+
+def _interval(limits: list[float] | None) -> str:
+    """The limits of an interval; a dash for a metric without."""
+    return format_number(None) if limits is None else f"{limits[0]:.4f} to {limits[1]:.4f}"
+
+
+def _thresholds(metrics: dict[str, Any], shown: str) -> str:
+    """HTML: which rule decided and why, and what the others would reach on a split."""
+    taken, rules = metrics.get("thresholds"), metrics.get("threshold_rules")
+    if not taken or not rules:
+        return ""
+    words = f"Thresholds: {taken['rule']}"
+    words += f", tuned on validation for {taken['metric']}" if taken["metric"] else ", not tuned"
+    words += f" ({taken['reason']})." if taken["reason"] else "."
+    names = list(rules["fixed"][shown])
+    rows = [
+        ["0.5" if rule == "fixed" else f"{rule} ({found['metric']})", *(format_number(found[shown][n]) for n in names)]
+        for rule, found in rules.items()
+    ]
+    return f"<p>{html.escape(words)} Other rules ({shown}):</p>{_table(['rule', *names], rows)}"
 
 
 _STYLE = """
@@ -144,7 +176,7 @@ def format_number(value: float | int | None) -> str:
 
 def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
     """Plot the losses, and the metric that selects the best model, over optimizer steps; returns inline SVG."""
-    metric, train = recipe.train.metric_for_best_model, recipe.train
+    metric, train = selection_metric(recipe), recipe.train
     plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -166,7 +198,11 @@ def _curves(history: list[dict[str, Any]], recipe: Recipe) -> str:
             marker="o",
             label="validation" if plain else "validation (cross-entropy)",
         )
-        right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green")
+        right.plot(steps, [h["validation"][metric] for h in evaluated], marker="o", color="tab:green", label=metric)
+        tuned = any(h.get("thresholds", "fixed") != "fixed" for h in evaluated)
+        if tuned and all(metric in h["at_half"] for h in evaluated):
+            right.plot(steps, [h["at_half"][metric] for h in evaluated], "--", color="tab:gray", label="at 0.5")
+            right.legend()
         right.set_title(f"validation {metric}")
     else:
         right.set_visible(False)

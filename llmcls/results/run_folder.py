@@ -5,15 +5,18 @@ Imports neither torch nor accelerate, so that `llmcls.folder` and `llmcls.sweep`
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from llmcls.common.folder_names import folder_name_problem
+from llmcls.common.strict_yaml import YamlProblem, read_yaml
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.baseline_store import BaselineStore
 from llmcls.recipe.differences import differing_keys
 from llmcls.recipe.load import recipe_to_dict
-from llmcls.recipe.schema import Recipe
+from llmcls.recipe.schema import SECTIONS, Recipe
 
 # The splits that a run predicts, the most telling one last.
 PREDICTED_SPLITS = ("validation", "test")
@@ -72,8 +75,11 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """Adapter and head (or the whole model), tokenizer, labels, recipe."""
-        return self.path / "model"
+        """Adapter and head (or the whole model), tokenizer, labels, recipe.
+
+        In a folder that `llmcls.push` made, they lie beside the other files, where the hub and peft look for them.
+        """
+        return self.path if (self.path / "labels.json").is_file() else self.path / "model"
 
     @property
     def model_recipe(self) -> Path:
@@ -84,6 +90,11 @@ class RunFolder:
     def labels(self) -> Path:
         """The label space of the model."""
         return self.model / "labels.json"
+
+    @property
+    def model_card(self) -> Path:
+        """What the model is, how good it is, and how to use it."""
+        return self.model / "README.md"
 
     @property
     def last_checkpoint(self) -> Path:
@@ -125,15 +136,32 @@ class ExperimentFolder:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ExperimentFolder:
-        """``output_root/<model>/<dataset>[/<run_name>]``; for a local model, the last part of its folder's name."""
+        """``output_root/<model>/<dataset>[/<run_name>]``; for a local model, the last part of its folder's name.
+
+        Raises
+        ------
+        UserError
+            If the model's name cannot be the name of a folder.
+        """
         name = recipe.model.model_name
-        model = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "__")
+        model = Path(name).resolve().name if os.path.isdir(name) else name.replace("/", "__")
+        problem = folder_name_problem(model)
+        if problem:
+            shown = name if len(name) <= 60 else f"{name[:60]}..."
+            raise recipe.error(
+                "model.model_name", f"is {shown!r}, whose folder name {problem}; give a model or a folder"
+            )
         root = Path(recipe.exp.output_root) / model / recipe.data.dataset_name
         return cls(root / recipe.exp.run_name if recipe.exp.run_name else root)
 
     def run(self, number: int) -> RunFolder:
         """The folder of a seed, by its place in the recipe's list of seeds."""
         return RunFolder(self.path / f"run_{number}")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the training that writes here."""
+        return self.path / ".lock"
 
     @property
     def summary(self) -> Path:
@@ -146,33 +174,100 @@ class ExperimentFolder:
         return self.path / "summary.json"
 
     @property
-    def baselines(self) -> Path:
-        """The metrics of the baselines."""
-        return self.path / "baselines.json"
+    def baselines(self) -> BaselineStore:
+        """The metrics and the decisions of the baselines."""
+        return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")
+
+    @property
+    def probe(self) -> Path:
+        """The linear probe of the frozen model, for all seeds."""
+        return self.path / "probe.safetensors"
+
+
+def saved_recipe(folder: RunFolder) -> dict[str, Any]:
+    """The recipe in a run folder, as plain values.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read.
+    """
+    try:
+        saved = read_yaml(folder.recipe)
+    except (OSError, YamlProblem):
+        saved = None
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(section), dict) for section in SECTIONS):
+        raise UserError(f"{folder.recipe} is damaged, so nobody can say whose run this is; move {folder.path} away")
+    return saved
+
+
+def conflict_with(folder: RunFolder, recipe: Recipe, seed: int) -> str | None:
+    """Why the run in a folder is not one of this recipe and seed; None if it is, or if there is no run.
+
+    Returns
+    -------
+    str, optional
+        The first key that differs, and both values.
+
+    Raises
+    ------
+    UserError
+        If the folder holds something else than a run, or leads out of ``exp.output_root``.
+    """
+    root, checkpoints = Path(recipe.exp.output_root), folder.last_checkpoint.parent
+    require_no_links(root, folder.path)
+    for parent in (folder.path, checkpoints):
+        for path in parent.iterdir() if parent.is_dir() else ():
+            require_no_links(root, path)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path} is a file, where the folder of a run should be; move it away")
+    if not folder.recipe.exists():
+        if folder.path.exists() and not all(path.name.endswith(".partial") for path in folder.path.iterdir()):
+            raise UserError(f"{folder.path} is not empty, and holds no run; move its files away")
+        return None
+    old = saved_recipe(folder)
+    differing = differing_keys(old, recipe)
+    if old["exp"].get("seeds") != [seed]:
+        differing.insert(0, "exp.seeds")
+    if not differing:
+        return None
+    section, _, key = differing[0].partition(".")
+    now = [seed] if key == "seeds" else recipe_to_dict(recipe)[section][key]
+    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return f"{differing[0]} was {old[section].get(key)!r}, is now {now!r}{more}"
 
 
 def refuse_conflict(folder: RunFolder, recipe: Recipe, seed: int) -> None:
-    """Refuse to replace the run of another recipe or seed.
+    """Refuse to replace the run of another recipe or seed, unless the recipe says so.
 
     Raises
     ------
     UserError
         Naming the first key that differs, both values, and how to keep or replace the run.
     """
-    if recipe.exp.overwrite or not folder.recipe.exists():
-        return
-    old = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-    differing = differing_keys(old, recipe)
-    if old["exp"]["seeds"] != [seed]:
-        differing.insert(0, "exp.seeds")
-    if differing:
-        section, _, key = differing[0].partition(".")
-        now = [seed] if key == "seeds" else recipe_to_dict(recipe)[section][key]
-        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    conflict = conflict_with(folder, recipe, seed)
+    if conflict and not recipe.exp.overwrite:
         raise UserError(
-            f"{folder.path} holds a run of another recipe: {differing[0]} was {old[section].get(key)!r}, is now {now!r}"
-            f"{more}; set exp.run_name to keep both, or exp.overwrite=true to replace it"
+            f"{folder.path} holds a run of another recipe: {conflict}; "
+            "set exp.run_name to keep both, or exp.overwrite=true to replace it"
         )
+
+
+def require_no_links(root: Path, folder: Path) -> None:
+    """Refuse links between the root of all results and a folder in it, because they lead somewhere else.
+
+    Raises
+    ------
+    UserError
+        Naming the link.
+    """
+    parents = [folder, *folder.parents]
+    for path in parents[: parents.index(root)] if root in parents else [folder]:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link; a run writes only inside {root}: remove the link, or set exp.output_root to the "
+                "folder that it should write to"
+            )
 
 
 def recipe_of_run(recipe: Recipe, seed: int) -> Recipe:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
+from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.grid import Grid, tasks_of
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
@@ -30,7 +31,7 @@ def write_sweep_summary(grid: Grid) -> str:
         The table.
     """
     common = load_recipe(grid.recipe, grid.overrides)
-    metric = common.train.metric_for_best_model
+    metric = selection_metric(common)
     combinations: dict[str, dict[str, Any]] = {}
     for task in tasks_of(grid):
         entry = combinations.setdefault(
@@ -55,7 +56,7 @@ def write_sweep_summary(grid: Grid) -> str:
         "|" + "---|" * (len(keys) + 4),
     ]
     for entry in ranked:
-        cells = [str(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
+        cells = [_value(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
         cells += [_mean(entry["validation"]), _mean(entry["test"]), ", ".join(f"seed {s}" for s in entry["missing"])]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
@@ -65,10 +66,17 @@ def write_sweep_summary(grid: Grid) -> str:
     return text
 
 
+def _value(value: Any) -> str:
+    """A value of the grid as text; keys that change together with their names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in value.items())
+
+
 def _rank(entry: dict[str, Any], recipe: Recipe) -> float:
     """The sort key of a combination: lower is better; a combination without a finished seed is last."""
     values = entry["validation"] or entry["test"]
-    return -metric_direction(recipe.train.metric_for_best_model) * statistics.fmean(values) if values else float("inf")
+    return -metric_direction(selection_metric(recipe)) * statistics.fmean(values) if values else float("inf")
 
 
 def _mean(values: list[float]) -> str:

@@ -25,7 +25,7 @@ from llmcls.common.files import current_folder, read_json, replacing_folder, wri
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import unwrapped
-from llmcls.engine.agreement import from_main, require_same
+from llmcls.engine.agreement import first_process_first, from_main, require_same
 from llmcls.engine.full_state import (
     full_optimizer_state,
     load_optimizer_state,
@@ -53,8 +53,8 @@ class Progress:
         Optimizer steps done.
     epoch, step_in_epoch : int
         The next step to take.
-    best_value, best_step
-        Of the metric that selects the best model.
+    best_value, best_loss, best_step
+        Of the best evaluation: the metric that selects it, the validation loss, and its step.
     stale : int
         Evaluations since the best one.
     finished : bool
@@ -73,6 +73,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     best_value: float | None = None
+    best_loss: float | None = None
     best_step: int | None = None
     stale: int = 0
     finished: bool = False
@@ -88,13 +89,14 @@ def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     """Write `checkpoints/last`. Collective; the main process writes."""
     weights = trained_weights(accelerator, model)
     state = full_optimizer_state(accelerator, model, optimizer)
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
         with replacing_folder(run.last_checkpoint) as temporary:
             save_file(weights, temporary / WEIGHTS)
             kind = type(torch_optimizer(optimizer)).__name__
             torch.save({"optimizer": state, "class": kind}, temporary / OPTIMIZER)
             write_json(temporary / PROGRESS, dataclasses.asdict(progress))
-    accelerator.wait_for_everyone()
 
 
 def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Progress | None:
@@ -121,8 +123,9 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     kind = type(torch_optimizer(optimizer)).__name__
     if saved["class"] != kind:
         raise UserError(
-            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on the "
-            "machine and with the version of llmcls that started the run, or set exp.overwrite=true to start again"
+            f"{last}: saved with the optimizer {saved['class']}, but this machine and recipe use {kind}; resume on "
+            "the machine and with the version of llmcls that started the run, or remove the folder of the run to start "
+            "again"
         )
     load_optimizer_state(accelerator, model, optimizer, saved["optimizer"])
     return progress
@@ -142,15 +145,20 @@ def read_progress(checkpoint: Path) -> Progress:
     except TypeError:
         raise UserError(
             f"{checkpoint} was written by another version of llmcls; resume with that version, "
-            "or set exp.overwrite=true to start again"
+            "or remove the folder of the run to start again"
         ) from None
 
 
 def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
     """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
     weights = trained_weights(accelerator, model)
-    if accelerator.is_main_process:
-        for rank in range(keep, 1, -1):
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
+        kept = 1
+        while kept < keep and run.best_checkpoint(kept).exists():
+            kept += 1
+        for rank in range(kept, 1, -1):
             newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
             if newer.exists():
                 shutil.rmtree(older, ignore_errors=True)
@@ -161,7 +169,6 @@ def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: 
                     os.replace(newer, older)
         with replacing_folder(run.best_checkpoint()) as temporary:
             save_file(weights, temporary / WEIGHTS, metadata={"step": str(step)})
-    accelerator.wait_for_everyone()
 
 
 def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
@@ -191,7 +198,9 @@ def save_model(
     prediction needs besides the pretrained model.
     """
     weights = trained_weights(accelerator, model)
-    if accelerator.is_main_process:
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if not accelerator.is_main_process:
+            return
         with replacing_folder(run.model) as temporary:
             inner: Any = unwrapped(model).model
             state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
@@ -204,4 +213,3 @@ def save_model(
             write_json(temporary / run.labels.name, dataclasses.asdict(labels))
             text = recipe_to_yaml(recipe)
             (temporary / run.model_recipe.name).write_text(text, encoding="utf-8", newline="\n")
-    accelerator.wait_for_everyone()

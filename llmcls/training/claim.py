@@ -1,17 +1,44 @@
-"""Claiming a run folder: create it, or verify that the run in it can be resumed."""
+"""Claiming folders: lock that of the experiment, and create that of a run, or verify that its run can be resumed."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
-from llmcls.engine.agreement import from_main
+from llmcls.engine.agreement import entered_by_main, from_main
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
-from llmcls.results.run_folder import RunFolder, recipe_of_run, refuse_conflict
+from llmcls.results.lock import locked
+from llmcls.results.run_folder import (
+    ExperimentFolder,
+    RunFolder,
+    conflict_with,
+    recipe_of_run,
+    refuse_conflict,
+    require_no_links,
+)
+
+
+@contextmanager
+def claimed_experiment(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a recipe's experiment. Collective.
+
+    Raises
+    ------
+    UserError
+        If another training uses the folder, or if it leads out of ``exp.output_root``.
+    """
+    path = ExperimentFolder.of(recipe).path
+    require_no_links(Path(recipe.exp.output_root), path)
+    with entered_by_main(accelerator, locked(ExperimentFolder(path).lock, str(path))):
+        yield
 
 
 def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: Accelerator) -> None:
@@ -20,7 +47,7 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     Raises
     ------
     UserError
-        If the folder holds the run of another recipe or seed, on every rank.
+        If the folder holds the run of another recipe or seed, which the recipe may not overwrite, on every rank.
     """
     conflict = None
     if accelerator.is_main_process:
@@ -33,7 +60,18 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     if conflict is not None:
         raise UserError(conflict)
     if accelerator.is_main_process:
-        if recipe.exp.overwrite:
-            shutil.rmtree(folder.path, ignore_errors=True)
+        _remove_conflicting(folder, recipe, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe_to_yaml(recipe_of_run(recipe, seed)))
+
+
+def _remove_conflicting(folder: RunFolder, recipe: Recipe, seed: int) -> None:
+    """Remove the run of another recipe or seed, and what an earlier removal left.
+
+    The run is renamed first, so that a removal that is cut short leaves no half of it under its name.
+    """
+    gone = folder.path.with_name(f".{folder.path.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    if conflict_with(folder, recipe, seed):
+        os.replace(folder.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)

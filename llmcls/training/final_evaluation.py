@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmcls.data.labels import multi_hot
-from llmcls.data.splits import Split
+from llmcls.data.labels import LabelSpace, count_positives, multi_hot
+from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
+from llmcls.evaluation.metrics import headline_text
+from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split, uncertainty
-from llmcls.evaluation.thresholds import Thresholds, Tuning, fixed_thresholds, tune_thresholds
+from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
+from llmcls.evaluation.tuning import Tuning, tune_thresholds
+from llmcls.recipe.defaults import selection_metric
 from llmcls.results.predictions import write_predictions
 from llmcls.training.checkpoints import Progress
 from llmcls.training.setup import TrainingSetup
@@ -72,28 +76,50 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
         "test": test_split,
     }
     splits = {name: split for name, split in named.items() if split is not None}
+    whole = named | {"train": setup.train_split}
+    metrics["data"] = {name: row_counts(split, setup.labels) for name, split in whole.items() if split is not None}
     logits = {name: score_split(scorer, split) for name, split in splits.items()}
     thresholds, calibration = _decide(setup, logits.get("validation"))
+    metrics |= thresholds.described()
     half = fixed_thresholds(len(setup.labels.names))
+    scored = {}
     for name, split in splits.items():
         values = split.known_labels
         evaluation = evaluate_logits(logits[name], values, setup.labels, thresholds, calibration)
         metrics[name] = evaluation.metrics
         setup.record(progress.step, f"final_{name}", scalars(evaluation.metrics))
-        shown = [evaluation.metrics[key] for key in ("f1_micro", "f1_macro", "loss")]
-        log.info("seed %d  %-10s  micro-F1 %.4f  macro-F1 %.4f  loss %.4f", setup.seed, name, *shown)
+        shown = headline_text(evaluation.metrics, setup.labels.problem_type)
+        log.info("seed %d  %-10s  %s  loss %.4f", setup.seed, name, shown, evaluation.metrics["loss"])
         if name == "train":
             continue
         marks = multi_hot(values, len(setup.labels.names))
         evaluation.metrics |= uncertainty(marks, evaluation.predicted, setup.labels)
         plain = evaluate_logits(logits[name], values, setup.labels, half, calibration)
         metrics.setdefault("at_half", {})[name] = scalars(plain.metrics)
+        scored[name] = evaluation.probabilities, marks
         if setup.accelerator.is_main_process:
             write_predictions(setup.folder.predictions(name), split, evaluation, setup.labels)
+    if setup.accelerator.is_main_process:
+        rules = compare_rules(scored, setup.labels, Tuning.of(setup.recipe.train))
+        metrics["threshold_rules"] = rules
+        _warn_if_half_is_better(rules, thresholds.rule, selection_metric(setup.recipe))
+    if thresholds.reason:
+        log.info("seed %d  thresholds: %s  (%s)", setup.seed, thresholds.rule, thresholds.reason)
     log.info(
         "seed %d  trained in %s, %.1f samples/s", setup.seed, duration(progress.seconds), progress.samples / seconds
     )
     return FinalEvaluation(metrics, thresholds, calibration)
+
+
+def _warn_if_half_is_better(rules: dict[str, dict[str, Any]], rule: str, metric: str) -> None:
+    """Say that the rule that a recipe insists on is worse than 0.5; `compare_rules` has compared them."""
+    found = {name: rules.get(name, {}).get("validation", {}).get(metric) for name in (rule, "fixed")}
+    if found[rule] is not None and found[rule] < found["fixed"]:
+        log.warning(
+            "%s is %.4f with %s thresholds and %.4f at 0.5 (cross-validated on validation); train.thresholds=auto "
+            "would keep what is better",
+            metric, found[rule], rule, found["fixed"],
+        )  # fmt: skip
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -101,19 +127,17 @@ def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
 
 
+def row_counts(split: Split, labels: LabelSpace) -> dict[str, Any]:
+    """The rows of a split, and how many of them have each label."""
+    counts = count_positives(split.known_labels, labels).tolist()
+    return {"rows": len(split), "labels": dict(zip(labels.names, counts, strict=True))}
+
+
 def training_sample(train_split: Split, rows: int, seed: int) -> Split | None:
     """Up to ``rows`` training rows, drawn with the seed: enough to see over-fitting. None for no rows."""
     if rows == 0:
         return None
-    if rows >= len(train_split):
-        return train_split
-    chosen = np.sort(np.random.default_rng(seed).choice(len(train_split), rows, replace=False))
-    return replace(
-        train_split,
-        tokens=[train_split.tokens[row] for row in chosen],
-        lengths=train_split.lengths[chosen],
-        labels=train_split.known_labels[chosen],
-    )
+    return some_rows(train_split, rows, seed)
 
 
 def _decide(setup: TrainingSetup, logits: np.ndarray | None) -> tuple[Thresholds, Calibration]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.splits import Split, tokenize_split, warn_about_split
+from llmcls.data.subset import chosen_rows, part_of
 from llmcls.data.tables import read_table
 from llmcls.engine.agreement import first_process_first
 from llmcls.model.pretrained import load_tokenizer
@@ -55,5 +56,8 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
         for name, path in files.items():
             table = train_table if name == "train" else read_table(path, f"data.{SPLIT_KEYS[name]}")
             splits[name] = tokenize_split(table, name, path, recipe, tokenizer, labels)
+            if name == "train":
+                rows = chosen_rows(splits[name].known_labels, labels, recipe.data)
+                splits[name] = splits[name] if rows is None else part_of(splits[name], rows)
             warn_about_split(splits[name], labels, recipe.data.max_length)
     return Inputs(tokenizer, labels, splits["train"], splits.get("validation"), splits.get("test"))

@@ -24,10 +24,11 @@ from llmcls.data.ahead import ahead, depth_for
 from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoch
 from llmcls.engine.accelerator import any_rank, gradients_kept_local, sum_over_ranks
 from llmcls.engine.shards import check_shards
-from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split
-from llmcls.recipe.metric_names import metric_direction
+from llmcls.evaluation.scoring import Scorer, score_split
+from llmcls.recipe.defaults import selection_metric
 from llmcls.training.checkpoints import Progress, save_best, save_last
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
+from llmcls.training.selection import Validation, judge, validate, warn_if_constant
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.tracking import StepDisplay
 
@@ -241,29 +242,36 @@ def _evaluate_and_save(
     """Evaluate on validation, keep the model if it is the best, and write `checkpoints/last`."""
     entry: dict[str, Any] = {"step": progress.step, "train_loss": progress.loss_sum / max(1, progress.loss_samples)}
     progress.loss_sum, progress.loss_samples = 0.0, 0
-    better, value, split = True, None, setup.validation_split
-    if split is not None:
-        evaluation = evaluate_logits(score_split(scorer, split), split.known_labels, setup.labels, setup.thresholds)
-        metrics, name = evaluation.metrics, setup.recipe.train.metric_for_best_model
-        value = metrics[name]
-        if value is None:
+    better, split = True, setup.validation_split
+    progress.history.append(entry)
+    if split is None:
+        progress.best_step = progress.step
+    else:
+        found = validate(score_split(scorer, split), split, setup.labels, setup.recipe.train)
+        name = selection_metric(setup.recipe)
+        if found.metrics[name] is None:
             raise setup.recipe.error(
                 "train.metric_for_best_model", f"is {name}, which is undefined on {split.path}; choose another"
             )
-        better = progress.best_value is None or metric_direction(name) * (value - progress.best_value) > 0
-        progress.stale = 0 if better else progress.stale + 1
-        scalars = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
-        entry |= {"validation": scalars}
-        setup.record(progress.step, "validation", scalars)
+        better = judge(progress, name, found.metrics)
+        entry |= {"validation": found.metrics, "thresholds": found.rule, "at_half": found.at_half}
+        setup.record(progress.step, "validation", found.metrics | {"at_half": found.at_half})
         log.info(
-            "step %d  validation loss %.4f  %s %.4f%s",
-            progress.step, metrics["loss"], name, value, "  (best so far)" if better else "",
+            "step %d  validation loss %.4f  %s %.4f%s%s",
+            progress.step, found.metrics["loss"], name, found.metrics[name], _compared_to_half(found, name),
+            "  (best so far)" if better else "",
         )  # fmt: skip
-    progress.history.append(entry)
+        warn_if_constant(progress.history, name)
     if better:
-        progress.best_value, progress.best_step = value, progress.step
         save_best(setup.folder, setup.accelerator, model, setup.recipe.train.save_total_limit, progress.step)
     save_last(setup.folder, setup.accelerator, model, optimizer, progress)
+
+
+def _compared_to_half(found: Validation, name: str) -> str:
+    """The rule of tuned thresholds and the value at 0.5, as text; empty where 0.5 decided or does not matter."""
+    if found.rule == "fixed" or name not in found.at_half:
+        return ""
+    return f" with {found.rule} thresholds ({found.at_half[name]:.4f} at 0.5)"
 
 
 def _out_of_patience(setup: TrainingSetup, progress: Progress) -> bool:

@@ -81,7 +81,7 @@ class TrainingSetup:
 
     @property
     def thresholds(self) -> Thresholds:
-        """The thresholds of evaluations during training; tuned ones follow at the end."""
+        """The thresholds of a run without validation rows, which could tune them."""
         return fixed_thresholds(len(self.labels.names), at_least_one=self.recipe.train.at_least_one_label)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llmcls.common.files import write_text
+from llmcls.common.logs import RedactingFormatter
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
@@ -46,7 +47,7 @@ class RunLog:
         _drop_after(run.metrics_log, resumed_step)
         self._file = run.metrics_log.open("a", encoding="utf-8", newline="\n")
         self._handler = logging.FileHandler(run.log, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("llmcls").addHandler(self._handler)
         self._board = _tensorboard(run.tensorboard, resumed_step) if "tensorboard" in recipe.train.report_to else None
         self._wandb = _wandb(run, recipe) if "wandb" in recipe.train.report_to else None
@@ -213,6 +214,8 @@ def _wandb(run: RunFolder, recipe: Recipe) -> Any:
             dir=str(run.path),
             config=recipe_to_dict(recipe),
             reinit="finish_previous",
+            # The changes of the repository that it would upload can contain what belongs in no tracker.
+            settings=wandb.Settings(disable_git=True, save_code=False),
         )
     except wandb.errors.Error as error:
         raise UserError(

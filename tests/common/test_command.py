@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.user_error import UserError
-from tests.helpers import run_module
+from tests.helpers import ROOT, run_module
 
 
 def failing(error: BaseException):
@@ -48,6 +53,13 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(capsys) -> None:
     assert captured.out == ""
 
 
+def test_what_the_system_refuses_is_one_sentence(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(failing(PermissionError(errno.EACCES, "Permission denied", "outputs/a")))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: outputs/a: may not be used by this user; ")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(failing(ZeroDivisionError("a bug")))
@@ -69,6 +81,24 @@ def test_other_ranks_let_rank_0_report_first(monkeypatch: pytest.MonkeyPatch, ca
         with pytest.raises(SystemExit):
             run_command(failing(UserError("the same error on all ranks")))
         assert waits == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_rank_that_watches_for_signals_is_ended_before_it_reports_the_same_error() -> None:
+    code = (
+        "import os, signal, threading\n"
+        "from llmcls.common.command import run_command\n"
+        "from llmcls.common.signals import watch_signals\n"
+        "from llmcls.common.user_error import UserError\n"
+        "def main():\n"
+        "    watch_signals()\n"
+        "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    raise UserError('the same error on all ranks')\n"
+        "run_command(main)\n"
+    )
+    environment = os.environ | {"RANK": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["best"]
 
 
-def test_an_exception_inside_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_an_exception_inside_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "best"
     folder.mkdir()
     (folder / "old").touch()
@@ -92,7 +92,7 @@ def test_an_exception_inside_leaves_the_old_folder(tmp_path: Path) -> None:
         fail(temporary / "new")
     assert current_folder(folder) == folder
     assert names(folder) == ["old"]
-    # What the failed attempt left behind is not part of the next one.
+    assert names(tmp_path) == ["best"]
     with replacing_folder(folder) as temporary:
         (temporary / "newest").touch()
     assert names(folder) == ["newest"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,24 @@ def test_rows_without_an_id_are_named(write_recipe, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="column 'id': rows 1 and 3 have no id"):
         load(recipe)
+
+
+@pytest.mark.parametrize("ids", [[1, "a", 2.5], ["1", None, {"a": 1}], [[1], [2], [3]]], ids=str)
+def test_ids_of_several_types_are_texts(write_recipe, tmp_path: Path, ids: list[Any]) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": i, "text": "a", "pos": 1, "neg": 0}) + "\n" for i in ids), encoding="utf-8"
+    )
+    split, _ = load(
+        write_recipe(
+            data__train_csv=str(path),
+            data__label_columns=["pos", "neg"],
+            data__text_fields=["text"],
+            data__id_column="id",
+        )
+    )
+    assert split.ids() == ["" if i is None else str(i) for i in ids]
+    rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*rows, rows[0]]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"id '{re.escape(str(ids[0]))}' occurs in rows 1 and 4"):
+        load(tmp_path / "recipe.yaml")

@@ -80,3 +80,46 @@ def test_blank_lines_are_not_counted_as_rows(tmp_path: Path) -> None:
     path.write_text("a,b\n\n\n", encoding="utf-8")
     with pytest.raises(UserError, match="has no rows"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b.csv", "x" * 300 + ".csv", "folder.csv"], ids=["NUL", "long", "folder"])
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"does not exist|is not a file"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", [b'{"text": "\x80"}\n', b'{"text": "\\ud800"}\n'], ids=["byte", "surrogate"])
+def test_json_that_is_no_text_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + text)
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be read as jsonl"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"b": [[' + b"[" * 50_000, b'{"a": ' * 50_000, b'{"b":' + b"[\n" * 50_000, b'{"b":' + b'["]",\n' * 50_000],
+    ids=["arrays", "objects", "lines", "strings"],
+)
+def test_json_that_is_nested_without_end_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "[[{ \\" ["}\n' + text)
+    with pytest.raises(UserError, match=r"a\.jsonl, line \d+: values are nested more than 100 deep"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("row", [b"null", b"[]", b"1", b'"text"'])
+def test_a_row_that_is_no_object_is_refused(tmp_path: Path, row: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n' + row + b'\n{"text": "good"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 3 is not an object"):
+        read_table(path)
+
+
+def test_json_may_be_one_list_of_rows_or_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[\n{"text": "one"},\n{"text": "]"}\n]')
+    assert read_table(path)["text"][:] == ["one", "]"]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert read_table(path)["text"][:] == ["one"]

@@ -7,15 +7,21 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from llmcls.common.command import run_command
 from llmcls.common.signals import STOP_AFTER, Interrupted
 from llmcls.engine.agreement import first_process_first, from_main
+from llmcls.model.classifier import Classifier
 from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import RunFolder
 from llmcls.train import train_seeds
+from llmcls.training import checkpoints
+from llmcls.training.checkpoints import load_best, save_best
 
 
 def patience(folder: Path) -> None:
@@ -26,8 +32,25 @@ def patience(folder: Path) -> None:
             time.sleep(5)
             (folder / "made").write_text("by the main process")
         found = (folder / "made").read_text()
+    save_slowly(folder, accelerator)
     told = from_main(accelerator, f"rank {accelerator.process_index}")
     (folder / f"rank{accelerator.process_index}").write_text(f"{found}; {told}")
+
+
+def save_slowly(folder: Path, accelerator: Accelerator) -> None:
+    """Save a model to a disk that needs longer than the process group waits for a collective."""
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    network = LlamaForSequenceClassification(LlamaConfig(**sizes, num_attention_heads=1, pad_token_id=0))
+    fast = checkpoints.save_file
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        time.sleep(5)
+        fast(*arguments, **options)
+
+    checkpoints.save_file = slow
+    run, model = RunFolder(folder / "run"), Classifier(network, None, "last")
+    save_best(run, accelerator, model, keep=1, step=1)
+    load_best(run, accelerator, model)
 
 
 def resume(folder: Path, recipe_path: str) -> None:

@@ -59,13 +59,13 @@ def recipe(tiny_llama: Path, products: Path, tmp_path_factory: pytest.TempPathFa
         },
         "model": {
             "model_name": str(tiny_llama), "torch_dtype": "float32", "lora_r": 4, "lora_alpha": 8,
-            "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj", "up_proj"],
+            "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj", "up_proj"], "head_init": "probe",
         },
         "train": {
             "batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 5e-3,
             "logging_steps": 1, "report_to": [], "optim_8bit_when_4bit": False,
         },
-        "exp": {"output_root": str(folder / "outputs"), "seeds": [1]},
+        "exp": {"output_root": str(folder / "outputs"), "seeds": [1], "baselines": False},
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -176,14 +176,17 @@ def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
     name, runs = trained
     one = alone(ENGINES[name][1])[0]
     assert losses(runs.whole) == pytest.approx(losses(one), rel=1e-4)
-    assert losses(one)[-1] < 0.8 * losses(one)[0]
+    # The probe that the head starts from has done the first part of the way from log 2.
+    assert losses(one)[0] < 0.3
+    assert max(losses(one)) > 1.2 * min(losses(one)), "equal curves say something only if they move"
 
 
 def test_it_is_that_of_texts_taken_one_by_one(trained, alone) -> None:
     # The engines run packed; a budget of one token leaves every text alone, and padding has nothing to pad.
     name, runs = trained
     one_by_one = alone([*ENGINES[name][1], "packing=false", "micro_batch_tokens=1"])[0]
-    assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-4)
+    # The probe that the head starts from is fitted up to a tolerance, from states that are rounded in another order.
+    assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-3)
 
 
 def test_evaluation_counts_every_row_once(trained, products: Path) -> None:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import (
     any_rank,
+    autocast_dtype,
     engine_name,
     gradients_kept_local,
     loading_device,
@@ -72,7 +76,9 @@ def test_the_recipe_decides_the_precision_and_the_profile_that_of_float32(
     if of_profile:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_profile)
     recipe = load_recipe(write_recipe(), [f"torch_dtype={dtype}"])
-    assert open_accelerator(recipe, mixed_precision=explicit).mixed_precision == expected
+    accelerator = open_accelerator(recipe, mixed_precision=explicit)
+    assert accelerator.mixed_precision == expected
+    assert autocast_dtype(accelerator) == {"no": None, "bf16": torch.bfloat16}[expected]
 
 
 @without_gpu
@@ -106,3 +112,31 @@ def test_gradients_are_exchanged_in_the_last_micro_batch_only(write_recipe) -> N
         with gradients_kept_local(accelerator, model, last):
             assert accelerator.sync_gradients is last
         assert accelerator.sync_gradients
+
+
+@pytest.mark.parametrize(
+    "kind, device", [(DistributedType.FSDP, "cpu"), (DistributedType.MULTI_GPU, "cuda"), (DistributedType.NO, "cuda")]
+)
+def test_a_model_that_will_be_sharded_is_loaded_into_main_memory(kind: DistributedType, device: str) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind, device=torch.device("cuda"))
+    assert loading_device(accelerator).type == device
+
+
+def test_only_a_recipe_that_asks_for_it_gets_deterministic_kernels(write_recipe, monkeypatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    recipe = write_recipe()
+    open_accelerator(load_recipe(recipe))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    open_accelerator(load_recipe(recipe, ["train.deterministic=true"]))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    open_accelerator(load_recipe(recipe))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_float32_is_exact(write_recipe) -> None:
+    # TF32 would round what it multiplies to 10 bits. Who wants speed writes model.torch_dtype: bfloat16.
+    open_accelerator(load_recipe(write_recipe()))
+    assert torch.get_float32_matmul_precision() == "highest"

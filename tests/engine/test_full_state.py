@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from llmcls.common.user_error import UserError
+from llmcls.engine import full_state
 from llmcls.engine.accelerator import open_accelerator, prepare
 from llmcls.engine.full_state import (
     full_optimizer_state,
@@ -84,3 +89,22 @@ def test_weights_of_another_model_are_refused(write_recipe) -> None:
     accelerator, other, _ = start(path, "lora_target_modules=[k_proj]")
     with pytest.raises(UserError, match=r"the checkpoint belongs to another model: .*k_proj"):
         load_trained_weights(accelerator, other, weights)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_the_state_of_a_sharded_parameter_goes_where_its_parts_are(mesh: Any, place: str) -> None:
+    # With offloading, they are not where the mesh computes: in main memory for a mesh of GPUs, here nowhere.
+    parts = torch.zeros(4, 3, device=place)
+    parameter = DTensor.from_local(parts, mesh, [Shard(0)], run_check=False)
+    found = full_state._like(torch.ones(4, 3), parameter)
+    assert isinstance(found, DTensor)
+    assert found.placements == parameter.placements
+    assert found.to_local().device == parts.device

@@ -14,12 +14,13 @@ Smi = Callable[..., None]
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
-    """A function that puts an nvidia-smi with this output on the PATH, and nothing else."""
+    """A function that puts an nvidia-smi on the PATH, and nothing else: its answer to a query, and its list."""
 
-    def install(output: str, code: int = 0) -> None:
+    def install(output: str, code: int = 0, listing: str = "") -> None:
         program = tmp_path / "bin" / "nvidia-smi"
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {code}\n")
+        list_them = f"if [ $1 = -L ]; then printf '{listing}'; exit 0; fi"
+        program.write_text(f"#!/bin/sh\n{list_them}\nprintf '{output}'\nexit {code}\n")
         program.chmod(0o755)
 
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -30,32 +31,52 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvidia-smi is a shell script")
 
 
+CARDS = "GPU-5f00-aa, 81920\\nGPU-6c11-bb, 24576\\n"
+SLICES = (
+    "GPU 0: NVIDIA A100 (UUID: GPU-5f00-aa)\\n"
+    "  MIG 1g.10gb     Device  0: (UUID: MIG-aaaa-1)\\n"
+    "  MIG 3g.40gb     Device  1: (UUID: MIG-bbbb-2)\\n"
+)
+
+
 def test_memory_is_read_in_gib(nvidia_smi: Smi) -> None:
-    nvidia_smi("81920\\n24576\\n")
+    nvidia_smi(CARDS)
     assert find_hardware() == Hardware([80.0, 24.0], 1)
 
 
 def test_without_nvidia_smi_or_with_a_broken_one_there_is_no_gpu(nvidia_smi: Smi) -> None:
     assert find_hardware() == Hardware([], 1)
-    nvidia_smi("NVIDIA-SMI has failed\\n", code=9)
+    nvidia_smi("NVIDIA-SMI has failed, as always\\n", code=9)
     assert find_hardware() == Hardware([], 1)
-    nvidia_smi("")
-    assert find_hardware() == Hardware([], 1)
+    for nothing in ("", "No devices were found\\n"):
+        nvidia_smi(nothing)
+        assert find_hardware() == Hardware([], 1)
 
 
 def test_a_gpu_that_shares_the_memory_of_the_machine_has_half_of_it(nvidia_smi: Smi) -> None:
-    nvidia_smi("[N/A]\\n")
+    nvidia_smi("GPU-5f00-aa, [N/A]\\n")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     assert find_hardware().gpus == [pytest.approx(total / 2)]
 
 
 @pytest.mark.parametrize(
     "allowed, expected",
-    [("1", [24.0]), ("1,0", [24.0, 80.0]), ("", []), ("-1", []), ("0,7,1", [80.0]), ("GPU-5f", [80.0])],
-)
+    [
+        ("1", [24.0]), ("1,0", [24.0, 80.0]), ("", []), ("-1", []), ("0,7,1", [80.0]), ("NoDevFiles", []),
+        ("GPU-6c", [24.0]), ("GPU-6c11-bb, GPU-5f", [24.0, 80.0]), ("GPU-", []), ("GPU-77", []), ("MIG-aaaa-1", []),
+    ],
+)  # fmt: skip
 def test_gpus_that_are_hidden_do_not_count(nvidia_smi: Smi, monkeypatch, allowed: str, expected: list[float]) -> None:
-    nvidia_smi("81920\\n24576\\n")
+    nvidia_smi(CARDS)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert find_hardware().gpus == expected
+
+
+@pytest.mark.parametrize("allowed, expected", [(None, [10.0]), ("MIG-bbbb-2", [40.0]), ("MIG-cc", [])])
+def test_a_slice_of_a_gpu_has_its_own_memory(nvidia_smi: Smi, monkeypatch, allowed, expected: list[float]) -> None:
+    nvidia_smi(CARDS, listing=SLICES)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     assert find_hardware().gpus == expected
 
 

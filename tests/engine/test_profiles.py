@@ -116,3 +116,11 @@ def test_one_gpu_that_is_too_small_is_said() -> None:
 )
 def test_a_process_per_gpu_of_every_machine(profile: str, gpus: int, machines: int, processes: int) -> None:
     assert processes_of(profile, Hardware([80.0] * gpus, machines)) == processes
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "compute_environment: LOCAL_MACHINE"])
+def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"profile\.yaml (cannot be read as a|is not a) profile"):
+        read_profile(path)

@@ -36,6 +36,16 @@ def test_no_positives_and_no_predictions_are_no_error() -> None:
     assert bootstrap_intervals(~nothing, ~nothing)["f1_macro"] == [1.0, 1.0]
 
 
+def test_a_binary_task_has_an_interval_of_its_positive_class() -> None:
+    _, predicted = decisions(3, 200, 0.2)
+    true = np.stack([~predicted[:, 0], predicted[:, 0]], axis=1)
+    noisy = np.stack([~predicted[:, 1], predicted[:, 1]], axis=1)
+    found = bootstrap_intervals(true, noisy, binary=True)
+    assert list(found) == ["f1_positive", *NAMES]
+    assert found["f1_positive"][0] < f1_score(true[:, 1], noisy[:, 1]) < found["f1_positive"][1]
+    assert list(bootstrap_intervals(true, noisy)) == list(NAMES), "two labels that are not classes have none"
+
+
 def test_intervals_cover_the_truth_at_the_stated_rate() -> None:
     # The truth is the metric of a large sample of the same classifier; 400 experiments of 300 rows each.
     true, predicted = decisions(99, 400_000, 0.15)

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from llmcls.evaluation.metrics import confusions, evaluate_predictions, expected_calibration_error, to_probabilities
-from llmcls.recipe.metric_names import METRIC_NAMES
+from llmcls.evaluation.metrics import (
+    confusions,
+    evaluate_predictions,
+    expected_calibration_error,
+    headline_text,
+    to_probabilities,
+)
+from llmcls.recipe.metric_names import METRIC_NAMES, POSITIVE_METRICS
 
 NAMES = ["a", "b", "c"]
 
@@ -27,6 +33,7 @@ def test_metrics_agree_with_scikit_learn(seed: int) -> None:
             )
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
     assert found["average_precision_macro"] == pytest.approx(sk.average_precision_score(true, scores, average="macro"))
+    assert found["average_precision_micro"] == pytest.approx(sk.average_precision_score(true, scores, average="micro"))
     assert found["roc_auc_macro"] == pytest.approx(sk.roc_auc_score(true, scores, average="macro"))
     assert [found["per_class"][n]["support"] for n in NAMES] == true.sum(0).tolist()
     assert METRIC_NAMES - {"loss"} <= set(found)
@@ -44,6 +51,7 @@ def test_undefined_values_are_none_and_never_nan() -> None:
     nothing = evaluate_predictions(scores[:1], true[:1] * 0, scores[:1] > 2, NAMES)
     assert nothing["f1_micro"] == 0.0
     assert nothing["average_precision_macro"] is None
+    assert nothing["average_precision_micro"] is None
 
 
 def test_classes_are_measured_as_one_hot_rows() -> None:
@@ -53,6 +61,21 @@ def test_classes_are_measured_as_one_hot_rows() -> None:
     found = evaluate_predictions(scores, true, predicted, NAMES)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, scores.argmax(1)))
     assert found["f1_macro"] == pytest.approx(sk.f1_score(true, scores.argmax(1), average="macro"))
+
+
+def test_the_positive_class_of_a_binary_task_is_measured_first() -> None:
+    rng = np.random.default_rng(0)
+    positive, true = rng.random(200, dtype=np.float32), rng.integers(0, 2, 200)
+    scores = np.stack([1 - positive, positive], axis=1)
+    found = evaluate_predictions(scores, true, scores >= 0.5, ["no", "yes"], binary=True)
+    assert list(found)[: len(POSITIVE_METRICS)] == list(POSITIVE_METRICS)
+    assert found["f1_positive"] == pytest.approx(sk.f1_score(true, positive >= 0.5))
+    assert found["recall_positive"] == pytest.approx(sk.recall_score(true, positive >= 0.5))
+    assert found["average_precision_positive"] == pytest.approx(sk.average_precision_score(true, positive))
+    assert found["f1_micro"] == pytest.approx(sk.accuracy_score(true, positive >= 0.5)), "the other averages stay"
+    assert "f1_positive" not in evaluate_predictions(scores, true, scores >= 0.5, ["no", "yes"])
+    words = headline_text(found, "binary_classification")
+    assert words.startswith(f"F1 of the positive class {found['f1_positive']:.4f}  average precision ")
 
 
 def test_probabilities_survive_extreme_logits() -> None:

@@ -76,23 +76,50 @@ def pretend_there_is_a_gpu() -> None:
     torch.cuda._is_in_bad_fork = lambda: False
     torch.cuda.get_rng_state = lambda *_, **__: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda *_, **__: None
-    torch.Tensor.pin_memory = lambda self, *_, **__: self
+    pinned: list[torch.Tensor] = []
+
+    def pin_memory(self: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        pinned.append(self)
+        return self
+
+    torch.Tensor.pin_memory = pin_memory
     # Fake tensors would be taken for a trace.
     transformers.masking_utils.is_tracing = lambda *_, **__: False
+
+    def where() -> str:
+        frames = [f for f in traceback.extract_stack()[:-2] if "worker.py" not in f.filename][-3:]
+        return " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
 
     def noted(kind: str, real: Callable[..., Any], instead: Any) -> Callable[..., Any]:
         def method(self: torch.Tensor) -> Any:
             if not watching:
                 return real(self)
-            frames = [f for f in traceback.extract_stack()[:-1] if "worker.py" not in f.filename][-3:]
-            where = " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
-            synchronisations[f"{kind} {where}"] += 1
+            synchronisations[f"{kind} {where()}"] += 1
             return instead
 
         return method
 
     for kind, instead in (("__bool__", False), ("item", 1.0), ("__float__", 1.0), ("__int__", 1), ("tolist", [1])):
         setattr(torch.Tensor, kind, noted(kind, getattr(torch.Tensor, kind), instead))
+    real_to = torch.Tensor.to
+
+    def to(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        moved = real_to(self, *arguments, **options)
+        to_gpu = watching and self.device.type == "cpu" and moved.device.type == "cuda"
+        # A copy from pageable memory waits for the stream, and so does one that is not asked not to.
+        if to_gpu and not (options.get("non_blocking") and any(self is tensor for tensor in pinned)):
+            synchronisations[f"pageable copy {where()}"] += 1
+        return moved
+
+    torch.Tensor.to = to
+    real_tensor = torch.tensor
+
+    def tensor(*arguments: Any, **options: Any) -> torch.Tensor:
+        if watching and torch.device(options.get("device") or "cpu").type == "cuda":
+            synchronisations[f"pageable copy {where()}"] += 1
+        return real_tensor(*arguments, **options)
+
+    torch.tensor = tensor
     real_getitem = torch.Tensor.__getitem__
 
     def getitem(self: torch.Tensor, index: Any) -> Any:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 
 from llmcls.model.memory import model_billions
+from llmcls.recipe.load import load_recipe
+from llmcls.results.run_folder import ExperimentFolder
 from tests.helpers import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -49,16 +53,23 @@ def test_the_profile_follows_from_the_hardware(tmp_path, gpus, machines, size, o
     assert (f"--num_machines {machines} --machine_rank 0 --main_process_ip" in command) == (machines > 1)
 
 
-def test_the_size_is_read_from_the_model_name_or_its_config(tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    folder.mkdir()
-    shape = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "vocab_size": 128256}
-    (folder / "config.json").write_text(json.dumps(shape))
-    names = ["meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "gpt2", str(folder)]
-    *known, measured = map(model_billions, names)
-    assert known == [1.0, 0.135, 0.6, None]
-    assert measured is not None
-    assert 1.1 < measured < 1.5
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for sbatch")
+def test_a_token_reaches_the_processes_by_the_environment_and_by_no_command_line(tmp_path: Path, monkeypatch) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$HF_TOKEN" > "$0.token"; echo "$@" > "$0.arguments"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    given = ["--slurm", "--gpus-per-node", 0, "model.hf_token='hf_secret'", "seeds=[1]"]
+    done = launch("train", "recipes/quickstart.yaml", *given)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sbatch.token").read_text() == "hf_secret\n"
+    assert (tmp_path / "sbatch.arguments").read_text().endswith("cpu.yaml model.hf_token=null seeds=[1]\n")
+    assert "hf_secret" not in done.stdout + done.stderr
+
+
+def test_the_size_is_read_from_the_name_of_a_model() -> None:
+    names = ["meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "gpt2"]
+    assert [model_billions(name) for name in names] == [1.0, 0.135, 0.6, None]
 
 
 def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
@@ -66,8 +77,42 @@ def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
     hardware.write_text(json.dumps({"gpus": [{"memory_gib": 80}] * 4, "machines": 2}))
     done = launch("train", "recipes/amazon.yaml", "--slurm", "--dry-run", "--hardware", hardware, "exp.seeds=[1]")
     assert done.stdout.splitlines()[-1] == (
-        "$ sbatch --nodes=2 --gpus-per-node=4 slurm/train.sh recipes/amazon.yaml accel_configs/ddp.yaml 'exp.seeds=[1]'"
+        "$ sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh recipes/amazon.yaml "
+        "accel_configs/ddp.yaml 'exp.seeds=[1]'"
     )
+
+
+@pytest.mark.parametrize(
+    "described, command",
+    [
+        (["--gpus-per-node", 1, "--gpu-memory", 80],
+         "--gpus-per-node=1 slurm/train.sh {} accel_configs/laptop_4bit.yaml"),
+        (["--gpus-per-node", 2, "--profile", "zero2"],
+         "--gpus-per-node=2 --cpus-per-task=8 slurm/train.sh {} accel_configs/zero2.yaml"),
+        (["--gpus-per-node", 0], "slurm/train.sh {} accel_configs/cpu.yaml"),
+    ],
+)  # fmt: skip
+def test_on_a_login_node_the_nodes_are_described(described: list[Any], command: str) -> None:
+    recipe = "recipes/quickstart.yaml"
+    done = launch("train", recipe, "--slurm", "--dry-run", *described)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"$ sbatch --nodes=1 {command.format(recipe)}"
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ([], "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4"),
+        (["--profile", "ddp"], "error: --slurm: this machine is not the one that trains"),
+        (["--gpus-per-node", 4], "error: 4 GPUs of unknown memory: the profile depends on it; add --gpu-memory GIB"),
+    ],
+)
+def test_the_hardware_of_a_login_node_decides_nothing(given: list[Any], sentence: str) -> None:
+    # It has no GPU, and the profile would silently be cpu.
+    done = launch("train", "recipes/quickstart.yaml", "--slurm", "--dry-run", *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -109,3 +154,50 @@ def test_the_wrappers_are_one_line_that_calls_python() -> None:
     assert script == '#!/bin/sh\nexec "${PYTHON:-python3}" "$(dirname "$0")/run.py" "$@"\n'
     done = subprocess.run(["sh", LAUNCH / "run.sh", "train", "none.yaml"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
+
+
+@pytest.fixture
+def run_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """launch/run.py as a module; the commands that it would start are in its list ``started``."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("llmcls_launch_run", LAUNCH / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    started: list[list[str]] = []
+    monkeypatch.setattr(module, "execute", lambda command: started.append(command[1:]) or 0)
+    monkeypatch.setattr(module, "choose", lambda _: {"file": "accel_configs/cpu.yaml", "processes": 1})
+    module.started = started
+    return module
+
+
+@pytest.mark.parametrize(
+    "model, recipe, data, results",
+    [
+        ("smollm2-135m", "quickstart", "demo/data", "outputs/smollm2-135m/messages"),
+        ("tiny-llama", "quickstart_tiny", "demo/products", "outputs/tiny-llama/products"),
+    ],
+)
+def test_the_demo_trains_the_recipe_of_the_model_that_the_quickstart_got(
+    run_module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    model: str,
+    recipe: str,
+    data: str,
+    results: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / model).mkdir(parents=True)
+    assert run_module.demo() == 0
+    first, train, predict = run_module.started
+    assert first == ["-m", "llmcls.quickstart", "--out", "demo"]
+    assert train[-3:] == ["-m", "llmcls.train", f"recipes/{recipe}.yaml"]
+    assert predict[2:6] == ["--recipe", f"recipes/{recipe}.yaml", "--input", f"{data}/test.csv"]
+    said = capsys.readouterr().out
+    assert f"{results}/summary.md" in said
+    values = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    assert values.data.train_csv == f"{data}/train.csv"
+    assert ExperimentFolder.of(values).path == Path(results)

@@ -63,3 +63,8 @@ def test_a_module_that_the_model_does_not_have_is_named_with_those_it_has(write_
 def test_a_layer_that_the_model_does_not_have_is_refused(write_recipe, layers: list[int]) -> None:
     with pytest.raises(UserError, match=r"model\.lora_layers is \[.*\]; the layers are 0 to 1"):
         build(write_recipe(model__lora_layers=layers))
+
+
+def test_a_rank_above_that_of_every_layer_is_refused_before_it_takes_memory(write_recipe) -> None:
+    with pytest.raises(UserError, match=r"model\.lora_r is 1000000; no layer of .* has a rank above \d+; lower it"):
+        build(write_recipe(model__lora_r=1_000_000))

@@ -5,28 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer
 
 from llmcls.common.user_error import UserError
-from llmcls.model.build import load_trained_classifier
+from llmcls.model.build import build_classifier, load_trained_classifier
 from llmcls.model.pretrained import quantized_layers
 from llmcls.recipe.load import load_recipe
 from tests.model.helpers import CPU, LABELS, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
-
-
-@pytest.fixture
-def tiny_bert(tiny_llama: Path, tmp_path: Path) -> Path:
-    """An encoder with learned positions and without a pooler, as masked-language checkpoints are."""
-    folder = tmp_path / "tiny-bert"
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -39,6 +24,15 @@ def test_head_and_adapter_are_trained_in_full_precision_for_every_dtype(write_re
     assert any("lora_A" in n for n in trained)
     assert all("score" in n or "lora_" in n for n in trained)
     assert (quantized_layers(model) > 0) == four_bit
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the model would really compute on the GPU")
+def test_a_4_bit_model_for_a_gpu_can_be_quantized_on_the_cpu(write_recipe) -> None:
+    # Under FSDP no GPU may ever hold the whole model. Loading on the GPU would fail here, where there is none.
+    recipe = load_recipe(write_recipe(), ["use_4bit=true", "torch_dtype=bfloat16"])
+    model = build_classifier(recipe, LABELS, torch.device("cuda"), CPU)
+    assert quantized_layers(model) > 0
+    assert {p.device for p in model.parameters()} == {CPU}
 
 
 def test_full_fine_tuning_trains_float32_weights_of_every_layer(write_recipe) -> None:

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import inspect
+import tomllib
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.requirements import Requirement
+from packaging.version import Version
 from torch.nn.attention import varlen
 
-from llmcls.model.packed_attention import attention, make_pack
+from llmcls.model import packed_attention
+from llmcls.model.packed_attention import HeadShape, attention, choose_kernel, make_pack
+from tests.helpers import ROOT
 from tests.model.helpers import CPU, TEXTS, lengths_of
 
 LENGTHS = lengths_of(TEXTS)
 TOKENS = sum(LENGTHS)
+# What torch before 2.12 says.
+TOO_OLD = "varlen_attn() got an unexpected keyword argument 'enable_gqa'"
 
 
 def states(queries: int, key_heads: int = 2, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -96,6 +106,72 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
     found = attention(query.float().as_subclass(OnGpu), key.float(), value.float(), pack, 0.3)
     assert found.shape == (1, TOKENS, 4, 8)
     assert len(called) == 3
+
+
+def test_the_kernel_is_tried_with_the_widths_of_the_real_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **more: widths.append((q.shape[-1], k.shape[-1], v.shape[-1])) or real(q, k, v, **more),
+    )
+    # As in DeepSeek-V3: values are narrower than keys.
+    kernel, reason = choose_kernel(HeadShape(4, 4, 192, 128), CPU, torch.float32)
+    assert (kernel, reason) == ("per text", "flash attention needs a GPU")
+    assert set(widths) == {(192, 192, 128)}
+
+
+@pytest.mark.parametrize(
+    "flash_works, per_text_works, expected",
+    [
+        (True, True, ("flash", "")),
+        (False, True, ("per text", f"flash attention does not work here: {TOO_OLD}")),
+        (False, False, (None, f"flash attention does not work here: {TOO_OLD}; attention per text: no kernel")),
+    ],
+)
+def test_on_a_gpu_the_fastest_attention_that_runs_is_taken(
+    monkeypatch: pytest.MonkeyPatch, flash_works: bool, per_text_works: bool, expected: tuple[str | None, str]
+) -> None:
+    linspace, make_pack_on = torch.linspace, packed_attention.make_pack
+
+    def fake(query, key, value, pack, scaling, dropout=0.0):
+        assert (query.shape[-1], query.dtype) == (100, torch.bfloat16)
+        if pack.flash and not flash_works:
+            raise TypeError(TOO_OLD)
+        if not pack.flash and not per_text_works:
+            raise NotImplementedError("no kernel")
+        return attention(query, key, value, replace(pack, flash=False), scaling, dropout)
+
+    # A stand-in for a GPU: its tensors are on the CPU.
+    monkeypatch.setattr(torch, "linspace", lambda *a, device, **options: linspace(*a, **options))
+    monkeypatch.setattr(
+        packed_attention, "make_pack", lambda lengths, _, flash: make_pack_on(lengths, CPU, flash=flash)
+    )
+    monkeypatch.setattr(packed_attention, "attention", fake)
+    assert choose_kernel(HeadShape(4, 2, 100, 100), torch.device("cuda"), torch.bfloat16) == expected
+
+
+def test_the_oldest_torch_that_is_accepted_has_the_kernel_with_grouped_heads(monkeypatch) -> None:
+    # torch 2.10 had neither scale nor window_size, and 2.11 no enable_gqa.
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    floor = next(line for line in pyproject["project"]["dependencies"] if line.startswith("torch"))
+    assert Version("2.11.99") not in Requirement(floor).specifier
+    assert {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen.varlen_attn).parameters)
+
+    # With an older one all the same, flash attention is left with the reason, which `try_packing` logs as a warning.
+    def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        raise AssertionError("not reached")
+
+    class OnGpu(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("cuda")
+
+    monkeypatch.setattr(varlen, "varlen_attn", of_2_11)
+    query, key, value = states(TOKENS, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="enable_gqa"):
+        attention(query.as_subclass(OnGpu), key, value, make_pack(LENGTHS, CPU, flash=True), None)
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode_texts
-from llmcls.model import packed_attention
+from llmcls.model import packed_attention, packed_forward
+from llmcls.model.build import build_classifier
 from llmcls.model.classifier import Classifier
-from llmcls.model.packed_forward import ATTENTION_NAME, PackedForward, PackingRequest, try_packing
+from llmcls.model.packed_attention import HeadShape
+from llmcls.model.packed_forward import (
+    ATTENTION_NAME,
+    PackedForward,
+    PackingRequest,
+    packing_in_words,
+    try_packing,
+)
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.model.shrink import shrink
 from llmcls.recipe.load import load_recipe
 from tests.helpers import REUTERS, STORY_LLAMA, needs_real_data, read_rows
-from tests.model.helpers import CPU, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
+from tests.model.helpers import CPU, LABELS, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
 
 
 def small_network(kind: str, **settings: Any) -> Any:
@@ -160,9 +169,11 @@ def test_other_decoders_are_packed_or_left_unchanged(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind, max_length, settings, reason",
     [
-        ("bert", 64, {}, "is not a causal decoder"),
+        ("bert", 64, {}, "is not built like a causal decoder"),
         ("gemma2", 64, {}, "caps its attention scores"),
         ("mistral", 128, {"sliding_window": 64}, "only a part of the text"),
+        ("doge", 64, {}, "does not accept packed rows"),
+        ("opt", 64, {}, "does not keep its layers where a Llama does"),
     ],
 )
 def test_what_cannot_be_packed_says_why(kind: str, max_length: int, settings: dict[str, Any], reason: str) -> None:
@@ -193,6 +204,78 @@ def test_a_model_with_other_states_in_the_trial_is_not_packed(monkeypatch: pytes
     with pytest.raises(ValueError, match="other states for packed rows"):
         try_packing(llama, PackingRequest(64, CPU, torch.float32, wanted=True))
     assert llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_trial_sees_a_scale_that_is_twice_too_large(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
+    right = packed_attention.attention
+
+    def wrong(query, key, value, pack, scaling, dropout=0.0):
+        return right(query, key, value, pack, 2 * (scaling or query.shape[-1] ** -0.5), dropout)
+
+    monkeypatch.setattr(packed_attention, "attention", wrong)
+    with pytest.raises(ValueError, match="other states for packed rows"):
+        try_packing(small_network("llama"), PackingRequest(64, CPU, dtype, wanted=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_trial_sees_a_last_layer_without_rotary_embedding(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
+    monkeypatch.setattr(packed_forward, "_rotary_function", lambda _: lambda query, key, cos, sin: (query, key))
+    packed = try_packing(small_network("llama"), PackingRequest(64, CPU, dtype))
+    assert packed is not None
+    assert not packed.last_token_only, "the layer of transformers itself is used instead"
+
+
+@pytest.fixture
+def gpu_without_flash(monkeypatch: pytest.MonkeyPatch) -> list[HeadShape]:
+    """A GPU whose build of torch has no flash attention; the shapes of heads that it was tried with."""
+    tried: list[HeadShape] = []
+
+    def kernel(shape: HeadShape, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+        assert device.type == "cuda"
+        tried.append(shape)
+        return "per text", "flash attention does not work here: it is not in this build"
+
+    monkeypatch.setattr(packed_forward, "choose_kernel", kernel)
+    return tried
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_without_flash_attention_a_gpu_packs_text_by_text_and_says_so(
+    gpu_without_flash: list[HeadShape], caplog: pytest.LogCaptureFixture, bidirectional: bool
+) -> None:
+    # As with the builds for Windows, and on Turing cards.
+    network = small_network("llama")
+    request = PackingRequest(64, torch.device("cuda"), torch.bfloat16, bidirectional=bidirectional)
+    with caplog.at_level(logging.WARNING):
+        packed = try_packing(network, request)
+    assert packed is not None
+    assert not packed.flash
+    assert [r.getMessage() for r in caplog.records] == [
+        "attention runs text by text: flash attention does not work here: it is not in this build"
+    ]
+    words = packing_in_words(network.config, request)
+    assert words.startswith("packed, attention text by text: flash attention does not work here")
+
+
+def test_a_float32_model_under_autocast_gets_the_kernel_of_what_it_computes_in(write_recipe, monkeypatch) -> None:
+    # As with accel_configs/laptop_4bit.yaml. Flash attention has no float32.
+    tried = []
+    monkeypatch.setattr(packed_forward, "choose_kernel", lambda *shape: tried.append(shape[2]) or ("flash", ""))
+    recipe = load_recipe(write_recipe(model__torch_dtype="float32"))
+    model = build_classifier(recipe, LABELS, torch.device("cuda"), CPU, torch.bfloat16)
+    assert tried == [torch.bfloat16]
+    assert model.packed is not None
+    assert model.packed.flash
+
+
+def test_the_kernel_is_tried_with_the_heads_of_the_model_and_not_of_the_trial(
+    gpu_without_flash: list[HeadShape],
+) -> None:
+    # As in open_llama_3b: flash attention wants a multiple of 8.
+    config = AutoConfig.for_model("llama", hidden_size=3200, num_attention_heads=32, vocab_size=500, pad_token_id=0)
+    packing_in_words(config, PackingRequest(64, torch.device("cuda"), torch.bfloat16))
+    assert gpu_without_flash == [HeadShape(32, 32, 100, 100)]
 
 
 def test_requested_packing_that_is_impossible_is_an_error(write_recipe, tiny_llama: Path, tmp_path: Path) -> None:

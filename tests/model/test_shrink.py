@@ -27,3 +27,10 @@ def test_grouped_heads_stay_grouped_and_the_original_is_not_changed() -> None:
 def test_layer_types_are_cut_to_the_number_of_layers() -> None:
     config = shrink(AutoConfig.for_model("gemma2", vocab_size=1000))
     assert len(config.layer_types) == LAYERS
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "mistral4", "minicpm3"])
+def test_attention_from_a_latent_state_shrinks_and_runs(kind: str) -> None:
+    config = shrink(AutoConfig.for_model(kind, vocab_size=1000, pad_token_id=0))
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)

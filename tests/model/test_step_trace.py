@@ -33,8 +33,10 @@ WIDTHS = {
 
 
 def recipe_of(model: dict[str, Any] | None = None, train: dict[str, Any] | None = None, name: str = "m") -> Recipe:
-    data = DataSection("d", "train.csv", LABELS.columns)
-    return Recipe(data, ModelSection(name, **(model or {})), TrainSection(**(train or {})), ExpSection())
+    return Recipe(
+        DataSection("d", "train.csv", LABELS.columns), ModelSection(name, **(model or {})),
+        TrainSection(**(train or {})), ExpSection(),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

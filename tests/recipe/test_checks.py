@@ -34,6 +34,14 @@ VALUES: list[tuple[Changes, str]] = [
     ({"exp__seeds": [1, 1]}, "exp.seeds is [1, 1]; seeds must be 0 or greater and different"),
     ({"exp__seeds": [-1]}, "exp.seeds is [-1]"),
     ({"exp__run_name": "a/b"}, "exp.run_name is 'a/b'; use letters"),
+    ({"exp__run_name": ".."}, "exp.run_name is '..', which is not the name of a folder"),
+    ({"exp__run_name": ""}, "exp.run_name is ''"),
+    ({"exp__run_name": "run_1"}, "exp.run_name is 'run_1', which is the folder of a seed; choose another name"),
+    ({"exp__output_root": ""}, "exp.output_root is empty"),
+    ({"data__dataset_name": ""}, "data.dataset_name is '', which is empty"),
+    ({"data__dataset_name": "/abs/path"}, "data.dataset_name is '/abs/path', which has a path separator"),
+    ({"data__dataset_name": "../../../x"}, "data.dataset_name is '../../../x', which has a path separator"),
+    ({"data__dataset_name": "a\n"}, "data.dataset_name is 'a\\n', which has a character that cannot be printed"),
 ]
 TOGETHER: list[tuple[Changes, str]] = [
     ({"model__use_4bit": True, "model__lora_r": 0}, "4-bit weights cannot be trained"),
@@ -45,6 +53,10 @@ TOGETHER: list[tuple[Changes, str]] = [
     ({"data__truncation": "windows", "data__window_overlap": 64}, "data.window_overlap is 64; it must be below"),
     ({"model__problem_type": "binary_classification"}, "names 10 columns; binary_classification needs exactly one"),
     (SINGLE | {"train__loss": "asymmetric"}, "train.loss is for multi_label"),
+    (
+        {"train__metric_for_best_model": "f1_positive"},
+        "is f1_positive, which is for binary_classification; this recipe",
+    ),
     (SINGLE | {"train__at_least_one_label": True}, "train.at_least_one_label is for multi_label"),
     (SINGLE | {"data__hierarchy_separator": "/"}, "data.hierarchy_separator is for multi_label"),
     (SINGLE | {"data__label_separator": "|"}, "data.label_separator is for multi_label"),

@@ -7,6 +7,7 @@ from llmcls.recipe.defaults import (
     checkpoints_activations,
     eval_batch_tokens,
     micro_batch_tokens,
+    selection_metric,
     wants_8bit_optimizer,
 )
 from llmcls.recipe.load import load_recipe
@@ -51,3 +52,12 @@ def test_eight_bit_adamw_is_for_4_bit_models_that_train_many_weights(
     write_recipe, overrides, trained, expected
 ) -> None:
     assert wants_8bit_optimizer(load_recipe(write_recipe(), overrides), trained) is expected
+
+
+def test_the_metric_of_choice_depends_on_the_task_unless_the_recipe_names_one(write_recipe) -> None:
+    path = write_recipe()
+    assert selection_metric(load_recipe(path)) == "f1_micro"
+    assert selection_metric(load_recipe(path, ["metric_for_best_model=f1_macro"])) == "f1_macro"
+    binary = ["problem_type=binary_classification", "label_columns=[books]"]
+    assert selection_metric(load_recipe(path, binary)) == "f1_positive"
+    assert selection_metric(load_recipe(path, [*binary, "metric_for_best_model=f1_micro"])) == "f1_micro"

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmcls.recipe.load import load_recipe, recipe_to_dict, recipe_to_yaml
 from tests.helpers import ROOT, refusal
@@ -86,6 +89,56 @@ def test_empty_values_and_sections_mean_the_default(write_recipe) -> None:
     assert recipe.train.loss == "cross_entropy"
 
 
+@pytest.mark.parametrize(
+    "key, text, sentence",
+    [
+        ("train__batch_size", "2026-02-30", "train.batch_size is '2026-02-30'; it must be a whole number"),
+        ("train__batch_size", '!!int "abc"', "line 3: not valid YAML: 'abc' is not a number"),
+        ("train__batch_size", "9" * 5000, "not valid YAML: a number with more than 40 digits"),
+        ("train__batch_size", "[" * 1500 + "]" * 1500, "not valid YAML: values are nested more than 30 deep"),
+        ("train__batch_size", "010", "train.batch_size is '010'; it must be a whole number"),
+        ("train__batch_size", "1:30:20", "train.batch_size is '1:30:20'; it must be a whole number"),
+        ("train__batch_size", "4\n  batch_size: 8", "line 4: not valid YAML: the key 'batch_size' occurs twice"),
+        ("train__batch_size", "x" * 1_000_000, "x...'; it must be a whole number"),
+        ("train__save_total_limit", "1000000000000", "is 1000000000000; it must be at most 2147483647"),
+        ("exp__seeds", "[4294967296]", "exp.seeds is [4294967296]; seeds must be 0 or greater"),
+        ("data__train_csv", '"a\\0.csv"', r"data.train_csv is 'a\x00.csv', which has a character that is no text"),
+        ("data__train_csv", '"\\ud800"', "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_what_was_a_traceback_or_another_value_is_a_sentence(
+    write_recipe, tmp_path: Path, capsys, key: str, text: str, sentence: str
+) -> None:
+    section, _, name = key.partition("__")
+    path = write_recipe(**{key: None})
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del values[section][name]
+    rest = {other: values.pop(other) for other in list(values)}
+    inner = "".join(f"  {k}: {json.dumps(v)}\n" for k, v in rest.pop(section).items())
+    path.write_text(f"# a recipe\n{section}:\n  {name}: {text}\n{inner}{yaml.safe_dump(rest)}", encoding="utf-8")
+    found = refusal(capsys, "folder", path)
+    assert sentence in found
+    assert len(found) < 300
+
+
+def test_a_text_is_taken_as_it_was_written(write_recipe, tmp_path: Path) -> None:
+    path = write_recipe(data__label_columns="LABELS", data__dataset_name="NAME")
+    text = path.read_text(encoding="utf-8").replace("LABELS", "[010, 1.10, 2026-02-03, 1:30]").replace("NAME", "1.10")
+    path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.data.label_columns == ["010", "1.10", "2026-02-03", "1:30"]
+    assert recipe.data.dataset_name == "1.10"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    assert load_recipe(copy).data == recipe.data
+
+
+def test_thousands_of_labels_load(write_recipe) -> None:
+    names = [f"label {i}" for i in range(13_000)]
+    recipe = load_recipe(write_recipe(data__label_columns=names, data__label_descriptions=dict.fromkeys(names, "x")))
+    assert recipe.data.label_columns == names
+
+
 def test_the_saved_copy_reads_back_the_same_and_contains_no_token(write_recipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(model__hf_token="hf_secret"))
     text = recipe_to_yaml(recipe)
@@ -95,3 +148,36 @@ def test_the_saved_copy_reads_back_the_same_and_contains_no_token(write_recipe, 
     copy = tmp_path / "copy.yaml"
     copy.write_text(text, encoding="utf-8")
     assert recipe_to_yaml(load_recipe(copy)) == text
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ("model.hf_token=[hf_secret]", "model.hf_token must be text"),
+        ("hf_token=[hf_secret", "the value of model.hf_token is not valid YAML"),
+        ("hf_token: hf_secret", "is not an override"),
+        ("hf_tokn=hf_secret", "hf_tokn is not a recipe key"),
+    ],
+)
+def test_no_error_shows_a_token(write_recipe, capsys, override: str, sentence: str) -> None:
+    found = refusal(capsys, "folder", write_recipe(), override)
+    assert sentence in found
+    assert "hf_secret" not in found
+
+
+def test_no_error_about_a_section_shows_what_is_in_it(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: [hf_token, hf_secret]", encoding="utf-8")
+    assert "hf_secret" not in refusal(capsys, "folder", path)
+
+
+def test_a_token_on_the_command_line_is_hidden_and_warned_about(write_recipe, monkeypatch, log_lines) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "model.hf_token=hf_secret", "exp.seeds=[1]"])
+    assert load_recipe(write_recipe(), sys.argv[1:]).model.hf_token == "hf_secret"
+    assert sys.argv == ["train", "model.hf_token=***", "exp.seeds=[1]"]
+    assert [line for line in log_lines if "set HF_TOKEN instead" in line]
+
+
+def test_a_token_can_be_taken_out_of_a_recipe_without_a_warning(write_recipe, log_lines) -> None:
+    assert load_recipe(write_recipe(model__hf_token="hf_secret"), ["model.hf_token=null"]).model.hf_token is None
+    assert log_lines == []

@@ -12,8 +12,10 @@ from llmcls.common.files import write_json, write_text
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split
 from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import Evaluation, uncertainty
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds, save_thresholds
+from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.predictions import write_predictions
@@ -81,14 +83,16 @@ def write_run(
     ]
     metrics: dict[str, Any] = {
         "seed": seed, "steps": 9, "best_step": 5, "epochs": 1, "training": training, "labels": labels.names,
-        "history": history, "at_half": {},
+        "history": history, "at_half": {}, **thresholds.described(),
     }  # fmt: skip
     for split, (probabilities, values) in splits.items():
         predicted = apply_thresholds(probabilities, thresholds, labels)
-        measured = {"loss": 0.5, **evaluate_predictions(probabilities, values, predicted, labels.names)}
+        measured = {"loss": 0.5, **evaluate_predictions(probabilities, values, predicted, labels.names, labels.binary)}
         metrics["at_half"][split] = {k: v for k, v in measured.items() if not isinstance(v, dict)}
         metrics[split] = measured | uncertainty(multi_hot(values, len(labels.names)), predicted, labels)
         evaluation = Evaluation(probabilities, predicted, measured)
         write_predictions(run.predictions(split), make_split(values, len(values), ids), evaluation, labels)
+    scored = {split: (p, multi_hot(values, len(labels.names))) for split, (p, values) in splits.items()}
+    metrics["threshold_rules"] = compare_rules(scored, labels, Tuning("fixed"))
     write_json(run.metrics, metrics)
     return run

@@ -6,7 +6,7 @@ import pytest
 
 from llmcls.common.files import write_json, write_text
 from llmcls.common.user_error import UserError
-from llmcls.evaluation.thresholds import Tuning
+from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.load import load_recipe
 from llmcls.results.finished_runs import best_run, finished_runs, labels_of, open_run, retune, runs_in
 from llmcls.results.predictions import read_predictions

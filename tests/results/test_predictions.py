@@ -13,6 +13,7 @@ from llmcls.results import predictions
 from llmcls.results.predictions import (
     Predictions,
     prediction_lines,
+    read_decisions,
     read_prediction_chunks,
     read_predictions,
     rewrite_decisions,
@@ -59,6 +60,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, labels: LabelSpace, labell
         assert np.array_equal(found.known_true, expected.known_true)
         assert found.known_true.dtype == expected.known_true.dtype
         assert np.array_equal(found.true_marks(labels), multi_hot(expected.known_true, len(labels.names)))
+        true, predicted = read_decisions(path, labels)
+        assert np.array_equal(true, found.true_marks(labels))
+        assert np.array_equal(predicted, expected.predicted)
     else:
         assert found.true is None
         with pytest.raises(ValueError, match="without true labels"):

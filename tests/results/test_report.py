@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.baseline_store import Baseline
 from llmcls.recipe.load import load_recipe
 from llmcls.results.report import format_number, render_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
@@ -42,28 +43,51 @@ def test_a_report_has_results_of_the_last_split_with_intervals_and_labels(run: R
     assert "0.5000" in page, "the thresholds"
 
 
+def test_a_report_says_which_rule_decided_and_what_the_others_would_reach(run: RunFolder) -> None:
+    metrics = read_json(run.metrics)
+    metrics["thresholds"] = {"rule": "joint", "metric": "f1_micro", "reason": "0.7 against 0.6 at 0.5"}
+    write_report(run, load_recipe(run.recipe), metrics)
+    page = run.report.read_text(encoding="utf-8")
+    assert "Thresholds: joint, tuned on validation for f1_micro (0.7 against 0.6 at 0.5)." in page
+    for rule, words in (("per_class", "per_class (f1_macro)"), ("joint", "joint (f1_micro)"), ("fixed", "0.5")):
+        value = metrics["threshold_rules"][rule]["test"]["f1_samples"]
+        assert re.search(rf"<td>{re.escape(words)}</td>.*?<td>{value:.4f}</td>", page)
+
+
+def test_the_curve_of_the_metric_has_its_value_at_one_half_beside_it(run: RunFolder) -> None:
+    # matplotlib keeps the text of a label as a comment beside its outlines.
+    recipe, metrics = load_recipe(run.recipe), read_json(run.metrics)
+    for rule, drawn in (("fixed", False), ("joint", True)):
+        metrics["history"][0] |= {"at_half": {"f1_micro": 0.0}, "thresholds": rule}
+        write_report(run, recipe, metrics)
+        assert ("<!-- at 0.5 -->" in run.report.read_text(encoding="utf-8")) is drawn
+
+
 def test_names_are_escaped(run: RunFolder) -> None:
     assert "a&lt;b" in render_report(run).read_text(encoding="utf-8")
 
 
 def test_baselines_are_columns_of_the_result(run: RunFolder) -> None:
-    metrics = read_json(run.metrics)
-    baselines = {name: {"test": dict.fromkeys(("f1_micro", "f1_macro", "accuracy"), 0.1234)} for name in ("majority",)}
-    write_report(run, load_recipe(run.recipe), metrics, baselines)
+    measured = {"test": dict.fromkeys(("f1_micro", "f1_macro", "accuracy"), 0.1234)}
+    run.experiment.baselines.write("texts", "key", {"majority": Baseline(measured, {})})
+    recipe = load_recipe(run.recipe)
+    write_report(run, replace(recipe, exp=replace(recipe.exp, baselines=None)), read_json(run.metrics))
     page = run.report.read_text(encoding="utf-8")
     assert "<th>majority</th>" in page
     assert "0.1234" in page
+    write_report(run, recipe, read_json(run.metrics))
+    assert "<th>majority</th>" not in run.report.read_text(encoding="utf-8"), "this recipe wants none"
 
 
 def test_a_run_that_evaluated_nothing_has_a_report_too(run: RunFolder) -> None:
     metrics = {k: v for k, v in read_json(run.metrics).items() if k not in ("validation", "test")}
-    write_report(run, load_recipe(run.recipe), metrics | {"history": [{"step": 1, "train_loss": 0.5}]}, None)
+    write_report(run, load_recipe(run.recipe), metrics | {"history": [{"step": 1, "train_loss": 0.5}]})
     assert "No split was evaluated" in run.report.read_text(encoding="utf-8")
 
 
 def test_another_training_loss_is_labelled(run: RunFolder) -> None:
     recipe = load_recipe(run.recipe)
-    write_report(run, replace(recipe, train=replace(recipe.train, loss="focal")), read_json(run.metrics), None)
+    write_report(run, replace(recipe, train=replace(recipe.train, loss="focal")), read_json(run.metrics))
     # matplotlib keeps the text of a label as a comment beside its outlines.
     assert "validation (cross-entropy)" in run.report.read_text(encoding="utf-8")
 

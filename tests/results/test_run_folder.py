@@ -9,7 +9,7 @@ from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run, refuse_conflict
-from tests.helpers import run_module
+from tests.helpers import refusal, run_module
 
 
 def test_an_experiment_is_named_after_model_dataset_and_run(write_recipe, tmp_path: Path) -> None:
@@ -23,6 +23,11 @@ def test_a_local_model_is_named_by_its_folder_from_anywhere(write_recipe, tiny_l
     monkeypatch.chdir(tiny_llama)
     recipe = load_recipe(write_recipe(), ["model_name=."])
     assert ExperimentFolder.of(recipe).path.parts[-2:] == ("tiny-llama", "products")
+
+
+@pytest.mark.parametrize("name", ["/", "..\\..\\x", "a\nb", "x" * 300, "a\x00b"], ids=ascii)
+def test_a_model_name_that_is_no_folder_name_is_refused(write_recipe, capsys, name: str) -> None:
+    assert "model.model_name is " in refusal(capsys, "folder", write_recipe(model__model_name=name))
 
 
 def test_seeds_are_numbered_runs_of_an_experiment(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from llmcls.common.files import write_json
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.summary import SUMMARY_METRICS, render_summary, write_summary
 from tests.conftest import Experiment
@@ -35,11 +36,24 @@ def test_mean_and_sample_deviation_over_seeds(experiment: ExperimentFolder) -> N
     values = [read_json(run.metrics)["test"]["f1_micro"] for run in runs_of(experiment, 0, 1, 2)]
     found = summary["test"]["f1_micro"]
     assert found == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "values": values}
-    assert set(summary["validation"]) == set(SUMMARY_METRICS)
+    at_half = {"f1_micro at 0.5", "f1_macro at 0.5"}
+    assert set(summary["validation"]) == set(SUMMARY_METRICS) - set(POSITIVE_METRICS) | at_half
     each = " | ".join(f"{v:.4f}" for v in values)
     assert f"| f1_micro | {found['mean']:.4f} | {found['std']:.4f} | {each} |" in text
     assert "# tiny-llama / products" in text
     assert experiment.summary.read_text(encoding="utf-8") == text
+
+
+def test_thresholds_are_named_beside_the_values_at_one_half(experiment: ExperimentFolder) -> None:
+    text = write_summary(experiment, runs_of(experiment, 0, 1))
+    assert "Thresholds" not in text, "nothing was tuned"
+    metrics = read_json(experiment.run(0).metrics)
+    metrics["thresholds"] = {"rule": "joint", "metric": "f1_micro", "reason": "f1_micro 0.7 in 5-fold, 0.6 at 0.5"}
+    metrics["at_half"]["test"]["f1_micro"] = 0.1234
+    write_json(experiment.run(0).metrics, metrics)
+    text = write_summary(experiment, runs_of(experiment, 0))
+    assert "| f1_micro at 0.5 | 0.1234 |  | 0.1234 |" in text
+    assert "Thresholds of seed 3: joint for f1_micro (f1_micro 0.7 in 5-fold, 0.6 at 0.5)" in text
 
 
 def test_one_seed_has_no_deviation(experiment: ExperimentFolder) -> None:

@@ -55,3 +55,10 @@ def test_the_table_is_written_to_the_output_root(write_grid, tmp_path) -> None:
     saved = read_json(tmp_path / "outputs" / "sweep-grid.json")
     assert saved["metric"] == "f1_micro"
     assert saved["combinations"][0]["validation"] == [0.5, 0.7]
+
+
+def test_keys_that_change_together_are_shown_with_their_names(write_grid) -> None:
+    cases = [{"data.train_rows": 20, "train.num_train_epochs": 8}]
+    grid = load_grid(write_grid(grid={"curve": cases}))
+    finish(grid, [0.5, 0.7])
+    assert "| train_rows 20, num_train_epochs 8 | 1, 2 |" in write_sweep_summary(grid)

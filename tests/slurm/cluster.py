@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/sock,cred_expire=5
+AuthInfo=socket={folder}/munge/sock
 CredType=cred/munge
 StateSaveLocation={folder}/ctld
 SlurmdSpoolDir={folder}/d.%n
@@ -39,6 +40,8 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=3
+MessageTimeout=60
+FirstJobId={first_job}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=4 RealMemory=4000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
@@ -66,8 +69,10 @@ class Cluster:
         import getpass
 
         text = CONFIGURATION.format(
-            folder=folder, host=host, user=getpass.getuser(), port=ports[0], port_1=ports[1], port_2=ports[2]
-        )
+            folder=folder, host=host, user=getpass.getuser(), port=ports[0], port_1=ports[1], port_2=ports[2],
+            # Jobs of two clusters on one host begin to look for a free port at different numbers.
+            first_job=random.randrange(1, 10000),
+        )  # fmt: skip
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         key = folder / "munge" / "key"
@@ -105,7 +110,15 @@ class Cluster:
         first = self._call(["scontrol", "show", "job", "-o", number]).splitlines()[0]
         return dict(pair.partition("=")[::2] for pair in first.split() if "=" in pair)
 
-    def finish(self, number: str, seconds: float = 240) -> str:
+    def jobs(self) -> str:
+        """What ``scontrol show job`` says of all jobs."""
+        return self._call(["scontrol", "show", "job", "-o"])
+
+    def logs(self) -> list[Path]:
+        """What the daemons wrote."""
+        return sorted((self.folder / "log").iterdir())
+
+    def finish(self, number: str, seconds: float = 480) -> str:
         """Wait for the end of a job; returns its last state."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
@@ -119,9 +132,26 @@ class Cluster:
             assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{self._call(['squeue', '-l'])}"
             time.sleep(0.5)
 
+    def restart(self, number: str, seconds: float = 120) -> None:
+        """Wait until a job is back in the queue, and start it without the two minutes that Slurm lets it wait there.
+
+        A shorter life of the credentials would also do, but then a job fails if a daemon gets no processor for that
+        long: "Job credential expired".
+        """
+        self.wait_for(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} to be requeued", seconds)
+        self._call(["scontrol", "update", f"JobId={number}", "StartTime=now"])
+
+    def release(self, number: str) -> None:
+        """Let a job start that was submitted with ``--hold``."""
+        self._call(["scontrol", "release", number])
+
     def signal_batch(self, number: str, name: str) -> None:
         """Send a signal to the job's script alone, as Slurm does before a time limit."""
         self._call(["scancel", "--batch", f"--signal={name}", number])
+
+    def signal_step(self, number: str, name: str) -> None:
+        """Send a signal to all processes of the job but its script."""
+        self._call(["scancel", f"--signal={name}", number])
 
     def _call(self, command: list[str]) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,13 +40,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
     """Where jobs are submitted: the project's scripts and profiles, and room for what the jobs write."""
     folder = tmp_path / "project"
     folder.mkdir()
     for name in ("slurm", "accel_configs"):
         (folder / name).symlink_to(ROOT / name)
-    return folder
+    yield folder
+    # pytest shows what is printed here if the test failed.
+    for file in (*sorted(folder.rglob("slurm-*.out")), *sorted(folder.rglob("slurm-*.log")), *cluster.logs()):
+        print(f"--- {file}\n{file.read_text()}")
+    print(cluster.jobs())
 
 
 def log_of(run: Path) -> str:
@@ -87,10 +92,12 @@ def test_a_sweep_fills_a_folder_for_each_run_and_writes_the_table(cluster, proje
 
 def test_two_nodes_train_as_two_processes_and_predict(cluster, project, write_recipe, products: Path) -> None:
     recipe = write_recipe(train__num_train_epochs=1, exp__output_root="outputs")
-    job = cluster.submit(project, "--nodes=2", "slurm/train.sh", str(recipe), CPU, "exp.run_name=two")
-    state = cluster.finish(job)
+    job = cluster.submit(project, "--hold", "--nodes=2", "slurm/train.sh", str(recipe), CPU, "exp.run_name=two")
+    # Another program has the port that this job would take first.
+    with socket.create_server(("127.0.0.1", 20000 + int(job) % 10000)):
+        cluster.release(job)
+        assert cluster.finish(job) == "COMPLETED"
     root = project / "outputs" / "tiny-llama" / "products" / "two"
-    assert state == "COMPLETED", log_of(root)
     environment = json.loads((root / "run_0" / "environment.json").read_text())
     assert environment["processes"] == 2
     assert environment["engine"] == "multi_cpu"
@@ -103,14 +110,14 @@ def test_two_nodes_train_as_two_processes_and_predict(cluster, project, write_re
 
 
 def test_a_job_told_to_stop_requeues_itself_and_ends_with_the_same_metrics(cluster, project, write_recipe) -> None:
-    recipe = write_recipe(train__num_train_epochs=10, train__logging_steps=1, exp__output_root="outputs")
+    recipe = write_recipe(train__num_train_epochs=6, train__logging_steps=1, exp__output_root="outputs")
     root = project / "outputs" / "tiny-llama" / "products"
     job = cluster.submit(project, "slurm/train.sh", str(recipe), CPU, "exp.run_name=cut")
     log = root / "cut" / "run_0" / "metrics.jsonl"
     cluster.wait_for(lambda: log.exists() and log.read_text().count('"train"') >= 12, "the twelfth step", 120)
     cluster.signal_batch(job, "USR1")
-    state = cluster.finish(job)
-    assert state == "COMPLETED", log_of(root / "cut")
+    cluster.restart(job)
+    assert cluster.finish(job) == "COMPLETED"
     assert cluster.job(job)["Restarts"] == "1"
     words = log_of(root / "cut")
     assert f"job {job} goes back into the queue" in words
@@ -123,6 +130,22 @@ def test_a_job_told_to_stop_requeues_itself_and_ends_with_the_same_metrics(clust
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert metrics(root / "cut" / "run_0") == metrics(root / "whole" / "run_0")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "laptop_4bit"], ids=["torch's launcher", "accelerate's launcher"])
+def test_a_job_that_is_cancelled_or_preempted_may_save_first(cluster, project, profile: str) -> None:
+    (project / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --ntasks-per-node=1\nsource slurm/common.sh\n"
+        f"launch_and_requeue USR1 accel_configs/{profile}.yaml tests.slurm.slow_save .\n"
+    )
+    job = cluster.submit(project, "job.sh")
+    cluster.wait_for((project / "ready").exists, "the process to be ready", 240)
+    # To every process of the step, as Slurm does before it kills them.
+    cluster.signal_step(job, "TERM")
+    cluster.finish(job)
+    assert (project / "saved").exists()
+    said = (project / f"slurm-{job}.out").read_text()
+    assert "closing signal" not in said, "the launcher of torch kills processes 30 seconds after it closes them"
 
 
 def test_a_mistake_in_the_recipe_fails_the_job_and_is_said(cluster, project, write_recipe) -> None:

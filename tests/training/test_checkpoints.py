@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmcls.common.user_error import UserError
 from llmcls.recipe import defaults
 from llmcls.results.run_folder import RunFolder
 from llmcls.train import main
+from llmcls.training import checkpoints
 from llmcls.training.checkpoints import WEIGHTS, Progress, load_best, load_last, read_progress, save_best, save_last
 from tests.helpers import metrics_of, train
 from tests.model.helpers import TEXTS, build, lengths_of, packed_row
@@ -99,3 +101,39 @@ def test_a_checkpoint_of_another_version_is_one_sentence(tmp_path: Path) -> None
     write_json(tmp_path / "progress.json", {"seed": 1, "global_batch_size": 2, "speed_of_light": 3})
     with pytest.raises(UserError, match="was written by another version of llmcls; resume with that version"):
         read_progress(tmp_path)
+
+
+@pytest.fixture
+def on_a_blind_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this process a rank that the main process tells what it sees itself."""
+
+    def told(*by_main: Any) -> None:
+        answers = list(by_main)
+        monkeypatch.setattr(checkpoints, "from_main", lambda accelerator, own: answers.pop(0))
+
+    return told
+
+
+def test_a_rank_that_does_not_see_the_best_model_names_its_machine(write_recipe, tmp_path, on_a_blind_rank) -> None:
+    run = RunFolder(tmp_path)
+    on_a_blind_rank(run.best_checkpoint(), "3")
+    with pytest.raises(UserError, match="does not see there what the main process sees"):
+        load_best(run, Accelerator(cpu=True), build(write_recipe()))
+
+
+def test_a_rank_that_sees_an_older_checkpoint_names_its_machine(write_recipe, tmp_path: Path, on_a_blind_rank) -> None:
+    run, accelerator, model = RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    save_last(run, accelerator, model, optimizer, Progress(seed=7, global_batch_size=16, step=1))
+    on_a_blind_rank(run.last_checkpoint, Progress(seed=7, global_batch_size=16, step=2))
+    with pytest.raises(UserError, match="does not see there what the main process sees"):
+        load_last(run, accelerator, model, optimizer)
+
+
+def test_a_rank_starts_anew_if_only_it_sees_a_checkpoint(write_recipe, tmp_path: Path, on_a_blind_rank) -> None:
+    # A node's own disk can hold the checkpoint of an earlier training.
+    run, accelerator, model = RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    save_last(run, accelerator, model, optimizer, Progress(seed=7, global_batch_size=16, step=1))
+    on_a_blind_rank(None)
+    assert load_last(run, accelerator, model, optimizer) is None

@@ -43,7 +43,7 @@ def test_balanced_sampling_draws_rows_of_rare_labels_more_often(setup) -> None:
     assert weights[marks[:, rarest] > 0].mean() > weights[marks[:, rarest] == 0].mean()
 
 
-def test_thresholds_of_evaluations_in_training_are_one_half(setup) -> None:
+def test_thresholds_without_validation_rows_are_one_half(setup) -> None:
     found = setup("at_least_one_label=true").thresholds
     assert set(found.values) == {0.5}
     assert found.at_least_one

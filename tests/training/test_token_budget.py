@@ -144,6 +144,40 @@ def test_memory_for_the_optimizer_is_kept_free(monkeypatch: pytest.MonkeyPatch) 
     assert full == [False, False, True]
 
 
+def test_what_loading_reserved_does_not_count(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A stand-in for a GPU of 1,000 bytes. Quantizing once needed 900 of them, and a trial needs one for each token.
+    reserved = {"now": 900, "peak": 900}
+
+    def empty_cache() -> None:
+        reserved["now"] = 0
+
+    def reset(_: torch.device) -> None:
+        reserved["peak"] = reserved["now"]
+
+    def trial(model, accelerator, texts: int, length: int) -> float:
+        reserved["now"] = max(reserved["now"], texts * length)
+        reserved["peak"] = max(reserved["peak"], reserved["now"])
+        return float(texts)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved["peak"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(token_budget, "_tokens_per_second", trial)
+    accelerator: Any = SimpleNamespace(device=torch.device("cuda"))
+    recipe = load_recipe(write_recipe(data__max_length=64))
+    assert find_token_budget(recipe, OneParameter(room=10**9), accelerator) == 512
+
+
 def test_another_word_is_refused(write_recipe) -> None:
     with pytest.raises(UserError, match="micro_batch_tokens is 'automatic'"):
         load_recipe(write_recipe(), ["micro_batch_tokens=automatic"])
+
+
+def test_what_the_main_process_knows_counts_on_every_rank(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The file is on a disk that this rank does not see, or sees late.
+    monkeypatch.setattr(token_budget, "find_token_budget", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(token_budget, "_key", lambda *_: "this device")
+    monkeypatch.setattr(token_budget, "from_main", lambda accelerator, own: {"this device": 555})
+    recipe = load_recipe(write_recipe(), ["micro_batch_tokens=auto"])
+    assert resolve_token_budget(recipe, Accelerator(cpu=True), torch.nn.Module(), LABELS) == 555

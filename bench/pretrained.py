@@ -1,0 +1,147 @@
+"""Fine-tune a real pretrained decoder: share of a matrix-product probe, and speed against `Trainer` and a plain loop.
+
+    REUTERS_DIR=... python bench/pretrained.py MODEL [--rows 192] [--rounds 2] [--dtype bfloat16]
+
+MODEL is a folder or a name on the hub. Every contestant trains one epoch of the same texts in its own process, taking
+turns: llmcls, llmcls with ``train.kernels=off``, and `Trainer` at 4 x 8. The probe is timed in the process of llmcls,
+before and after training. Model FLOPs are counted as in bench/gpu.py. Writes bench/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.material import Material, machine, median_ratio, prepare, write_section  # noqa: E402
+
+CONTESTANTS = ("llmcls", "llmcls, kernels off", "Trainer 4 x 8")
+
+
+def probe(dtype: str) -> float:
+    """The median FLOP/s of a matrix product of the model's kind of size."""
+    import torch
+
+    side, rates = 1536, []
+    a, b = (torch.randn(side, side, dtype=getattr(torch, dtype)) for _ in range(2))
+    for _ in range(9):
+        start = time.perf_counter()
+        a @ b
+        rates.append(2 * side**3 / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def train_once(contestant: str, a: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Train once in this process, and for llmcls also predict, against a plain loop."""
+    material: Material = prepare(folder, a.rows, a.rows, a.max_length)
+    recipe = material.recipe(
+        "batch_size=4", "gradient_accumulation_steps=8", "num_train_epochs=1", f"torch_dtype={a.dtype}",
+        f"model.model_name={a.model}", "learning_rate=5.0e-4", f"micro_batch_tokens={a.micro_batch_tokens}",
+        f"kernels={'off' if contestant.endswith('off') else 'auto'}", f"exp.output_root={folder / 'outputs'}",
+        "exp.baselines=false",
+    )  # fmt: skip
+    if contestant.startswith("Trainer"):
+        from bench.plain_trainer import train_with_trainer
+
+        return train_with_trainer(recipe, 1, 4, 8, False, folder / "trainer")
+    from bench.predict_speed import plain_loop
+    from llmcls.data.splits import tokenize_split
+    from llmcls.data.tables import read_table
+    from llmcls.engine.accelerator import open_accelerator
+    from llmcls.evaluation.scoring import make_scorer, score_split
+    from llmcls.model.build import load_trained_classifier
+    from llmcls.model.pretrained import load_tokenizer
+    from llmcls.results.finished_runs import open_run
+    from llmcls.results.run_folder import ExperimentFolder
+    from llmcls.train import train_seeds
+
+    before = probe(a.dtype)
+    accelerator = open_accelerator(recipe)
+    train_seeds(recipe, accelerator)
+    run = open_run(ExperimentFolder.of(recipe).run(0))
+    training = json.loads(run.folder.metrics.read_text(encoding="utf-8"))["training"]
+    found = {"seconds": training["seconds"], "samples": float(a.rows), "probe": (before + probe(a.dtype)) / 2}
+    tokenizer = load_tokenizer(recipe.model)
+    split = tokenize_split(read_table(recipe.data.test_csv, ""), "test", "", recipe, tokenizer, run.labels)
+    model = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    scorer = make_scorer(accelerator, prepared, run.labels, tokenizer.pad_token_id, run.recipe)
+    start = time.perf_counter()
+    score_split(scorer, split)
+    found["predicting"] = time.perf_counter() - start
+    if contestant == "llmcls":
+        found["plain loop"], _ = plain_loop(run, split, tokenizer.pad_token_id, 4)
+    found |= _model_flops(model, tokenize_split(
+        read_table(recipe.data.train_csv, ""), "train", "", recipe, tokenizer, run.labels
+    ).lengths)  # fmt: skip
+    return found
+
+
+def _model_flops(model: Any, lengths: Any) -> dict[str, float]:
+    """Tokens, and FLOPs of an epoch of LoRA training without recomputation; see bench/gpu.py."""
+    config = model.config
+    body = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and "lora" not in n)
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    squares = float((lengths.astype(float) ** 2).sum())
+    return {"tokens": float(lengths.sum()), "flops": 4.0 * body * float(lengths.sum()) + 2 * attention * squares}
+
+
+def main() -> None:
+    """Measure, print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    os.environ["REUTERS_MODEL"] = a.model
+    with tempfile.TemporaryDirectory() as folder:
+        if a.one:
+            print(json.dumps(train_once(a.one, a, Path(folder))))
+            return
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    for _ in range(a.rounds):
+        for name in CONTESTANTS:
+            done = subprocess.run([sys.executable, *sys.argv, "--one", name], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+            results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(name, results[name][-1], flush=True)
+    speed = {name: [r["samples"] / r["seconds"] for r in found] for name, found in results.items()}
+    rows = ["| | samples/s | share of the probe | speed of llmcls |", "|---|---|---|---|"]
+    for name, found in results.items():
+        share = statistics.median(r.get("flops", 0) / r["seconds"] / r.get("probe", 1) for r in found)
+        ratio = "" if name == "llmcls" else f"{median_ratio(speed['llmcls'], speed[name]):.2f}"
+        shown = f"{share:.0%}" if share else ""
+        rows.append(f"| {name} | {', '.join(f'{s:.2f}' for s in speed[name])} | {shown} | {ratio} |")
+    ours = results["llmcls"]
+    ratio = median_ratio([r["plain loop"] for r in ours], [r["predicting"] for r in ours])
+    gigaflops = ", ".join(f"{r['probe'] / 1e9:.0f}" for r in ours)
+    lines = [
+        f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts of "
+        f"{ours[0]['tokens'] / a.rows:.0f} tokens on average, 32 a step, one epoch, {a.rounds} rounds, taking turns.",
+        f"The probe, a product of two matrices of 1,536 x 1,536, reached {gigaflops} GFLOP/s.",
+        "",
+        *rows,
+        "",
+        f"Prediction of {a.rows} texts: {ratio:.2f} times the speed of a plain loop at batch 4.",
+    ]
+    write_section("A pretrained decoder on a CPU", lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

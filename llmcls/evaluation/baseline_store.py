@@ -1,0 +1,78 @@
+"""What an experiment keeps of its baselines: their metrics as JSON, and their decisions, to compare runs with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmcls.common.files import read_json, replacing, write_json
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A measured baseline.
+
+    Attributes
+    ----------
+    metrics : dict
+        The metrics of each split, by its name, and "seconds".
+    decisions : dict of bool [rows, labels]
+        Of each split, in the order of its file.
+    """
+
+    metrics: dict[str, Any]
+    decisions: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BaselineStore:
+    """The two files of the baselines of an experiment.
+
+    Baselines are stored in groups that are made together. Each group has a key, which says what it was made from.
+    """
+
+    metrics: Path
+    decisions: Path
+
+    def read(self) -> dict[str, Any]:
+        """Metrics by baseline and split; empty if there are none."""
+        found: dict[str, Any] = self._saved()["baselines"]
+        return found
+
+    def key(self, group: str) -> str | None:
+        """The key of a group; None if it is not stored."""
+        found: str | None = self._saved()["groups"].get(group, {}).get("of")
+        return found
+
+    def decisions_on(self, split: str) -> dict[str, np.ndarray]:
+        """The decisions of each stored baseline on a split, bool [rows, labels], in the order of its file."""
+        names = {f"{name}.{split}": name for name in self.read()}
+        return {names[entry]: decisions for entry, decisions in self._decisions().items() if entry in names}
+
+    def write(self, group: str, key: str, found: dict[str, Baseline]) -> None:
+        """Store a group, in place of what was stored of it. Without baselines, only remove that."""
+        saved = self._saved()
+        old = saved["groups"].pop(group, {"names": []})["names"]
+        decisions = {e: d for e, d in self._decisions().items() if e.partition(".")[0] not in old}
+        decisions |= {f"{name}.{split}": d for name, b in found.items() for split, d in b.decisions.items()}
+        with replacing(self.decisions) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **decisions)  # type: ignore[arg-type]  # its stubs take the names for options
+        groups = saved["groups"] | ({group: {"of": key, "names": list(found)}} if found else {})
+        kept = {name: metrics for name, metrics in saved["baselines"].items() if name not in old}
+        # Written last: a key says that both files are complete.
+        write_json(self.metrics, {"groups": groups, "baselines": kept | {name: b.metrics for name, b in found.items()}})
+
+    def _decisions(self) -> dict[str, np.ndarray]:
+        """All stored decisions, by "baseline.split"."""
+        if not self.decisions.is_file():
+            return {}
+        with np.load(self.decisions) as saved:
+            return {entry: saved[entry] for entry in saved.files}
+
+    def _saved(self) -> dict[str, Any]:
+        saved: dict[str, Any] = read_json(self.metrics) if self.metrics.is_file() else {}
+        # Before there were groups, no decisions were stored; such a file is made again.
+        return saved if "groups" in saved else {"groups": {}, "baselines": {}}

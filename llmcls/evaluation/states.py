@@ -1,0 +1,54 @@
+"""The states that the head of a classifier reads, one per row, collected from whatever engine holds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmcls.data.batches import Batch
+from llmcls.data.splits import Split
+from llmcls.evaluation.scoring import Reading, Scorer, read_chunks
+from llmcls.model.head import states_read_by
+
+
+def state_chunks(scorer: Scorer, split: Split, linear: nn.Linear) -> Iterator[tuple[int, np.ndarray]]:
+    """The states of a split in chunks of rows, in order. Collective.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    split : Split
+    linear : nn.Linear
+        The head of the scorer's model, from `llmcls.model.head.head_linear`.
+
+    Yields
+    ------
+    first : int
+        The first row of the chunk.
+    states : float32 [rows, hidden]
+        The same on every rank. The state of a text in windows is the mean of theirs.
+    """
+    with states_read_by(linear) as read:
+
+        def states(batch: Batch) -> torch.Tensor:
+            scorer.model(batch.input_ids, batch.lengths, batch.windows)
+            found = read[0].float()
+            if batch.windows is None:
+                return found
+            return torch.stack([windows.mean(0) for windows in found.split(batch.windows)])
+
+        yield from read_chunks(scorer, split, Reading(linear.in_features, states))
+
+
+def collect_states(scorer: Scorer, split: Split, linear: nn.Linear) -> np.ndarray | None:
+    """The states of a whole split, float32 [rows, hidden], on the main process; None on the others. Collective."""
+    kept: np.ndarray | None = None
+    if scorer.accelerator.is_main_process:
+        kept = np.empty((len(split), linear.in_features), dtype=np.float32)
+    for first, states in state_chunks(scorer, split, linear):
+        if kept is not None:
+            kept[first : first + len(states)] = states
+    return kept

@@ -1,0 +1,115 @@
+"""Classifying for many requests at once: tokenizes their texts and gathers them into passes of the loaded runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from llmcls.serving.batcher import Batcher, Lane, Refused
+from llmcls.serving.loaded import LoadedRun
+from llmcls.serving.metrics import Metrics
+
+# Characters that are tokenized at once. Long requests are cut into such pieces, so that others have their turn between.
+PIECE = 100_000
+# Rows of a padded pass are as long as its longest text. Of several passes of texts, each gets texts of like lengths.
+PADDED_PASSES = 4
+# On a CPU, larger passes are not faster, and every text waits for the whole pass that it is in.
+CPU_TOKENS = 1024
+
+
+class Service:
+    """The loaded runs of a server, and the threads that tokenize and score for them.
+
+    Parameters
+    ----------
+    runs : dict of LoadedRun
+        By the name that requests use; the first one is the default.
+    metrics : Metrics
+    max_waiting : int
+        Texts that may wait for a pass.
+    batch_tokens : int, optional
+        Tokens of a pass. Default: as in the evaluation of the run, but on a CPU at most `CPU_TOKENS`.
+    """
+
+    def __init__(
+        self, runs: Mapping[str, LoadedRun], metrics: Metrics, max_waiting: int, batch_tokens: int | None = None
+    ) -> None:
+        self.runs, self.metrics = dict(runs), metrics
+        for run in runs.values():
+            scorer = run.scorer
+            most = CPU_TOKENS if scorer.accelerator.device.type == "cpu" else scorer.max_tokens
+            scorer.max_tokens = batch_tokens or min(scorer.max_tokens, most)
+        self.batcher = Batcher({name: self._lane(name, run) for name, run in runs.items()}, max_waiting)
+        metrics.watch_waiting(lambda: self.batcher.waiting)
+        # A tokenizer must not be used by two threads at the same time.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="llmcls-tokenizing")
+
+    async def probabilities(self, name: str, texts: list[str]) -> np.ndarray:
+        """Calibrated probabilities of texts, float32 [texts, labels].
+
+        Raises
+        ------
+        Refused
+            If too many texts wait, or the server stops.
+        """
+        if self.batcher.stopping:
+            raise Refused("the server is stopping; ask another one")
+        loop, tokens = asyncio.get_running_loop(), []
+        for piece in _pieces(texts):
+            tokens += await loop.run_in_executor(self._tokenizing, self.runs[name].tokens, piece)
+        return await asyncio.wrap_future(self.batcher.submit(name, tokens))
+
+    def results(self, name: str, probabilities: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
+        """For each text the labels that it gets, and the probabilities of all labels, or of the ``top_k`` highest."""
+        run = self.runs[name]
+        names, found = run.labels.names, []
+        for row, on in zip(probabilities, run.decisions(probabilities), strict=True):
+            order = range(len(names)) if top_k is None else np.argsort(-row, kind="stable")[:top_k]
+            found.append(
+                {
+                    "labels": [label for label, marked in zip(names, on, strict=True) if marked],
+                    "probabilities": {names[i]: round(float(row[i]), 9) for i in order},
+                }
+            )
+        return found
+
+    def stop(self, seconds: float) -> None:
+        """Refuse new texts from now on, and after ``seconds`` those that still wait. Returns at once."""
+        self.batcher.stop(seconds)
+
+    def close(self) -> None:
+        """End the threads, after all requests are answered or refused."""
+        self.batcher.stop(0)
+        self.batcher.join()
+        self._tokenizing.shutdown()
+
+    def _lane(self, name: str, run: LoadedRun) -> Lane:
+        passes, texts, tokens = (c.labels(name) for c in (self.metrics.passes, self.metrics.texts, self.metrics.tokens))
+        model: nn.Module = run.scorer.model
+        model.register_forward_hook(lambda *_: passes.inc())
+
+        def score(rows: list[np.ndarray]) -> np.ndarray:
+            found = run.probabilities(rows)
+            texts.inc(len(rows))
+            tokens.inc(sum(len(row) for row in rows))
+            return found
+
+        return Lane(score, run.scorer.max_tokens * (1 if run.scorer.packed else PADDED_PASSES))
+
+
+def _pieces(texts: list[str]) -> Iterator[list[str]]:
+    """Consecutive texts of up to `PIECE` characters together, at least one."""
+    piece: list[str] = []
+    size = 0
+    for text in texts:
+        if piece and size + len(text) > PIECE:
+            yield piece
+            piece, size = [], 0
+        piece.append(text)
+        size += len(text)
+    yield piece

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from llmcls.results.error_analysis import read_texts
+from llmcls.results.finished_runs import open_run
+from llmcls.results.predictions import read_predictions
+from llmcls.results.run_folder import RunFolder
+from llmcls.serving import service as module
+from llmcls.serving.batcher import Refused
+from llmcls.serving.loaded import LoadedRun, load_runs
+from llmcls.serving.metrics import Metrics
+from llmcls.serving.service import Service
+from tests.conftest import Experiment
+
+
+@pytest.fixture
+def run(trained_once: Experiment) -> LoadedRun:
+    return load_runs([open_run(RunFolder(trained_once.runs[0]))])[0]
+
+
+@pytest.fixture
+def service(run: LoadedRun) -> Iterator[Service]:
+    made = Service({"only": run}, Metrics(), max_waiting=100)
+    yield made
+    made.close()
+
+
+def test_a_request_longer_than_a_piece_and_a_pass_is_answered_whole(
+    service: Service, run: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", 300)
+    texts = read_texts(run.run.recipe, "test").texts
+    found = asyncio.run(service.probabilities("only", texts))
+    stored = read_predictions(run.run.folder.predictions("test"), run.labels)
+    assert found == pytest.approx(stored.probabilities, abs=1e-5)
+    assert (run.decisions(found) == stored.predicted).all()
+    values = service.metrics.registry.get_sample_value
+    tokens = sum(len(row) for row in run.tokens(texts))
+    assert values("llmcls_tokens_total", {"run": "only"}) == tokens
+    assert values("llmcls_texts_total", {"run": "only"}) == len(texts)
+    # No pass has more tokens than the budget, and few have much less.
+    fewest = -(-tokens // run.scorer.max_tokens)
+    assert fewest <= (values("llmcls_passes_total", {"run": "only"}) or 0) <= 2 * fewest
+
+
+def test_results_name_the_labels_and_keep_the_highest(service: Service, run: LoadedRun) -> None:
+    probabilities = np.full((1, 10), 0.001, dtype=np.float32)
+    probabilities[0, [3, 7]] = 0.9, 0.8
+    (found,) = service.results("only", probabilities, 2)
+    assert list(found["probabilities"]) == [run.labels.names[3], run.labels.names[7]]
+    assert found["labels"] == [run.labels.names[3], run.labels.names[7]]
+    assert list(service.results("only", probabilities, None)[0]["probabilities"]) == run.labels.names
+
+
+def test_passes_are_small_on_a_cpu_unless_told_otherwise(run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CPU_TOKENS", 100)
+    for given, expected in ((None, 100), (333, 333)):
+        service = Service({"only": run}, Metrics(), 100, given)
+        assert service.batcher.lanes["only"].max_tokens == run.scorer.max_tokens == expected
+        service.close()
+
+
+def test_a_service_that_stops_refuses(service: Service) -> None:
+    service.stop(60)
+    with pytest.raises(Refused, match="the server is stopping"):
+        asyncio.run(service.probabilities("only", ["a"]))

@@ -21,7 +21,8 @@ OVERRIDES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REUTERS_DIR", "somewhere")
+    for name in ("REUTERS_DIR", "BANKING77_DIR"):
+        monkeypatch.setenv(name, "somewhere")
     recipe = load_recipe(path)
     assert recipe.data.label_columns
     assert load_recipe(path, ["exp.seeds=[9]"]).exp.seeds == [9]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmcls.common.signals import Interrupted, stop_planned, stop_requested
+from llmcls.common.signals import Interrupted, signal_name, stop_planned, stop_requested, stops_between_steps
 from llmcls.common.user_error import UserError
 from llmcls.data.ahead import ahead, depth_for
 from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoch
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SIGNALS = 2.0
 
 
+@stops_between_steps()
 def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: Scorer, progress: Progress) -> None:
     """Train from ``progress`` to the end; evaluate, keep the best model and save as the recipe says.
 
@@ -72,7 +73,8 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                     last = progress.step == setup.total_steps
                     every = setup.recipe.train.eval_steps
                     evaluating = (progress.step % every == 0 if every else epoch_done) or last
-                    stopping = stop_planned(progress.step)
+                    alone = setup.accelerator.num_processes == 1
+                    stopping = stop_planned(progress.step) or (alone and stop_requested())
                     if not stopping and (evaluating or progress.step % interval.steps_between_signals == 0):
                         stopping = any_rank(setup.accelerator, stop_requested())
                     if progress.step % setup.recipe.train.logging_steps == 0 or evaluating or stopping:
@@ -84,7 +86,7 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                     if stopping:
                         save_last(setup.folder, setup.accelerator, model, optimizer, progress)
                         raise Interrupted(
-                            f"stopped by a signal after step {progress.step} of {setup.total_steps}; saved"
+                            f"stopped by {signal_name()} after step {progress.step} of {setup.total_steps}; saved"
                         )
                     if last or _out_of_patience(setup, progress):
                         break

@@ -149,9 +149,9 @@ def _try(kind: Any, config: Any, packed: PackedForward | None, attention: bool, 
     finally:
         if forward is not None:
             forward.detach()
-    worst = max(
-        float((a - b).abs().max()) / max(float(b.abs().max()), 1e-12) for a, b in zip(found, expected, strict=True)
-    )
+    distances = [(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in zip(found, expected, strict=True)]
+    # Not Python's max, which loses a NaN that is not the first.
+    worst = float(torch.stack(distances).max())
     # Not "worst > TOLERANCE", which a NaN would pass.
     if not worst <= TOLERANCE:
         return f"{kind.__name__} gives other states or gradients with them (off by {worst:.1e})"

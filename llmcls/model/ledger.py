@@ -33,6 +33,8 @@ class Ledger(TorchDispatchMode):
     ----------
     live, peak : int
         Bytes of the tensors that exist now, and the most there ever were.
+    casts_at_peak : int
+        Bytes of copies of held tensors in another type that existed at the peak.
     kernels : Counter of KernelCost
         How often each kernel ran.
     phase : str
@@ -42,10 +44,12 @@ class Ledger(TorchDispatchMode):
     def __init__(self, lengths: Sequence[int], block: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lengths, self.block = list(lengths), block
-        self.live = self.peak = 0
+        self.live = self.peak = self.casts_at_peak = 0
         self.kernels: Counter[KernelCost] = Counter()
         self.phase = "forward"
-        self._events = self._peak_event = 0
+        self._events = self._peak_event = self._live_casts = 0
+        self._held: set[int] = set()
+        self._casts: set[int] = set()
         # Address of a storage to its size, the event of its allocation, and the reference that tells of its end.
         self._storages: dict[int, tuple[int, int, Any]] = {}
 
@@ -53,7 +57,7 @@ class Ledger(TorchDispatchMode):
         """Count tensors that exist already; returns the bytes that were not counted before."""
         before = self.live
         for tensor in tensors:
-            self._allocate(tensor)
+            self._held.add(self._allocate(tensor))
         return self.live - before
 
     def bytes_at_peak(self, tensors: Iterable[torch.Tensor]) -> int:
@@ -73,8 +77,9 @@ class Ledger(TorchDispatchMode):
                 return taken_apart(*args, **kwargs)
         result = function(*args, **kwargs)
         outputs = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
+        is_cast = name == "_to_copy" and id(args[0].untyped_storage()) in self._held
         for tensor in outputs:
-            self._allocate(tensor)
+            self._allocate(tensor, is_cast)
         if name in FREE or function.is_view:
             return result
         self.peak_with(workspace(name, args))
@@ -87,23 +92,30 @@ class Ledger(TorchDispatchMode):
         """Note a moment at which so many bytes exist besides the live tensors."""
         self._events += 1
         if self.live + more > self.peak:
-            self.peak, self._peak_event = self.live + more, self._events
+            self.peak, self.casts_at_peak, self._peak_event = self.live + more, self._live_casts, self._events
 
-    def _allocate(self, tensor: torch.Tensor) -> None:
+    def _allocate(self, tensor: torch.Tensor, is_cast: bool = False) -> int:
+        """Count a tensor whose storage is new; returns the address of the storage."""
         storage = tensor.untyped_storage()
         address = id(storage)
         if address in self._storages:
-            return
+            return address
         size = -(-storage.nbytes() // self.block) * self.block
-        self._events += 1
         end = weakref.ref(storage, lambda _: self._free(address))
-        self._storages[address] = (size, self._events, end)
+        self._storages[address] = (size, self._events + 1, end)
         self.live += size
-        if self.live > self.peak:
-            self.peak, self._peak_event = self.live, self._events
+        if is_cast:
+            self._casts.add(address)
+            self._live_casts += size
+        self.peak_with(0)
+        return address
 
     def _free(self, address: int) -> None:
-        self.live -= self._storages.pop(address)[0]
+        size = self._storages.pop(address)[0]
+        self.live -= size
+        if address in self._casts:
+            self._casts.remove(address)
+            self._live_casts -= size
 
 
 def _operations_of(namespace: str, name: str, args: Sequence[Any]) -> Callable[..., Any] | None:

@@ -69,9 +69,11 @@ def memory_of(cost: StepCost, sharding: str = "none", ranks: int = 1) -> Memory:
     -----
     - DDP keeps a second copy of the gradients, in which it exchanges them.
     - With everything sharded, a rank holds, in addition to its share, what is outside of the layers, and two whole
-      layers: the one that computes and the one that is fetched.
+      layers: the one that computes and the one that is fetched. They arrive in the type of the computation, so that
+      autocast makes no copies of them.
     """
     weights, state = float(cost.weights), float(cost.gradients + cost.optimizer_state)
+    activations = cost.activations
     if sharding == "none" and ranks > 1:
         state += 4 * cost.trained
     if sharding != "none":
@@ -79,7 +81,8 @@ def memory_of(cost: StepCost, sharding: str = "none", ranks: int = 1) -> Memory:
         state = (cost.gradients + 8 * cost.trained) / ranks
     if sharding == "all":
         weights = weights / ranks + cost.outside_weights + 2 * cost.layer_weights
-    return Memory(weights / GIB, state / GIB, cost.activations / GIB, cost.batch.tokens)
+        activations -= cost.weight_casts
+    return Memory(weights / GIB, state / GIB, activations / GIB, cost.batch.tokens)
 
 
 def full_texts(recipe: Recipe) -> MicroBatch:

@@ -173,7 +173,9 @@ def choose_kernel(shape: HeadShape, device: torch.device | DeviceKind, dtype: to
     elif dtype == torch.float32:
         reason = "flash attention needs 16 bits (model.torch_dtype)"
     elif isinstance(device, DeviceKind):
-        if device.flash and shape.width <= FLASH_WIDTH and shape.width % 8 == 0:
+        # The kernel wants one width, for keys and values.
+        same_width = shape.width == shape.value_width
+        if device.flash and same_width and shape.width <= FLASH_WIDTH and shape.width % 8 == 0:
             return "flash", ""
         reason = f"no flash attention for heads of width {shape.width}"
     else:

@@ -5,7 +5,7 @@ same operations are called, with these exceptions, which `GpuCalls` replaces by 
 
 - autocast on a GPU computes more functions in float32;
 - dropout is one operation that keeps a mask of one byte a value;
-- scaled dot-product attention never stores its scores.
+- scaled dot-product attention has other kernels, most of which store no scores.
 """
 
 from __future__ import annotations

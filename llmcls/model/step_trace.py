@@ -83,6 +83,8 @@ class StepCost:
         Bytes of AdamW's moments.
     activations : int
         Bytes of everything else that exists then: what is kept for the backward pass, and temporary tensors.
+    weight_casts : int
+        Those of the activations that are 16-bit copies of weights, which autocast makes of trained weights.
     kernels : tuple of (KernelCost, int)
         Each kind of kernel, and how often it ran.
     """
@@ -96,6 +98,7 @@ class StepCost:
     gradients: int
     optimizer_state: int
     activations: int
+    weight_casts: int
     kernels: tuple[tuple[KernelCost, int], ...]
 
     @property
@@ -204,6 +207,7 @@ class StepTracer:
             # Two moments in float32, or in one byte each.
             optimizer_state=count * (2 if wants_8bit_optimizer(self.recipe, count) else 8),
             activations=ledger.peak - weights - gradients,
+            weight_casts=ledger.casts_at_peak,
             kernels=tuple(ledger.kernels.items()),
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, FailFast, Field, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from llmcls import __version__
@@ -24,11 +25,20 @@ from llmcls.serving.service import Service
 class Question(BaseModel):
     """Texts to classify."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[str] = Field(min_length=1, description="The texts.", examples=[["A novel about a garden."]])
+    # Checked up to the first error: a request can have a million.
+    texts: Annotated[list[str], FailFast()] = Field(
+        min_length=1, description="The texts.", examples=[["A novel about a garden."]]
+    )
     run: str | None = Field(None, description="The run that answers, if the server has several. Default: the first.")
     top_k: int | None = Field(None, ge=1, description="How many probabilities to return, the highest first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: Any) -> Any:
+        unknown = isinstance(value, dict) and not set(value) <= set(cls.model_fields)
+        if unknown:
+            raise PydanticCustomError("unknown_field", f"a field is none of {', '.join(cls.model_fields)}")
+        return value
 
 
 class Result(BaseModel):
@@ -166,7 +176,10 @@ async def _unless_gone(answer: Any, request: Request) -> np.ndarray | None:
         return working.result() if working.done() else None
     finally:
         gone.cancel()
-        working.cancel()
+        if not working.done():
+            working.cancel()
+            # Until then, the cancellation has not reached the texts that wait.
+            await asyncio.wait({working})
 
 
 async def _disconnected(request: Request) -> None:
@@ -181,4 +194,4 @@ def _sentence(errors: Sequence[Any]) -> str:
         return f"the body is not JSON: {first.get('ctx', {}).get('error', 'it cannot be parsed')}"
     place = ".".join(str(part) for part in first["loc"] if part != "body")[:80]
     message = f"{first['msg'][:1].lower()}{first['msg'][1:160]}"
-    return f"{place}: {message}" if place else f"the body is no JSON object with texts: {message}"
+    return f"{place}: {message}" if place else f"the body is no question: {message}"

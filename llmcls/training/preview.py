@@ -89,10 +89,11 @@ def preview(recipe: Recipe, inputs: Inputs, card: Card | None = None, price: flo
     device = torch.accelerator.current_accelerator() if gpus else None
     device = device or torch.device("cpu")
     model = f"model: {recipe.model.model_name} ({config.model_type}), "
+    target = target_of(recipe, card)
     try:
-        tracer = StepTracer(recipe, config, target_of(recipe, card).kind)
+        tracer = StepTracer(recipe, config, target.kind)
         model += f"{tracer.parameters / 1e6:,.1f} million parameters in "
-        cost = [*_cost_lines(tracer, inputs, target_of(recipe, card), price), *_storage_advice(recipe, config)]
+        cost = [*_cost_lines(tracer, inputs, target, price), *_storage_advice(recipe, config)]
     except TraceError as error:
         cost = [f"memory: not known, because the model cannot be traced ({error})"]
     return [

@@ -73,7 +73,8 @@ def test_one_query_per_text_that_ignores_a_key_is_a_fault(
 
 
 def test_results_that_are_not_numbers_are_never_right() -> None:
-    plain, nothing = exactness._Distance(1e-3, 1e-3), exactness._Distance(float("nan"), 1e-3)
+    plain = exactness._Distance(1e-3, 1e-3)
     assert exactness._verdict("it works", plain, plain, "repair", 1).status == "ok"
-    assert exactness._verdict("it works", nothing, plain, "repair", 1).status == "fault"
-    assert exactness._verdict("it works", plain, nothing, "repair", 1).status == "warning"
+    for nothing in (exactness._Distance(float("nan"), 1e-3), exactness._Distance(1e-3, float("nan"))):
+        assert exactness._verdict("it works", nothing, plain, "repair", 1).status == "fault"
+        assert exactness._verdict("it works", plain, nothing, "repair", 1).status == "warning"

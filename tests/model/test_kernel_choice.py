@@ -68,6 +68,24 @@ def test_attention_that_differs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert not choice.attention
 
 
+def test_a_gradient_that_is_not_a_number_is_seen_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernel_choice._states_and_gradients
+    calls: list[int] = []
+
+    def spoilt_when_fused(*arguments: Any) -> list[torch.Tensor]:
+        results = real(*arguments)
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            results[-1] = results[-1] * float("nan")
+        return results
+
+    monkeypatch.setattr(kernel_choice, "_states_and_gradients", spoilt_when_fused)
+    network = small_network("llama")
+    choice = choose_kernels(network, PackedForward(network), CPU, torch.float32, adapted=True)
+    assert not choice.fused
+    assert "off by nan" in choice.reason
+
+
 def test_the_trial_is_not_repeated_and_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
     network, tried = small_network("llama"), []
     real = kernel_choice._try

@@ -45,6 +45,18 @@ def test_tensors_that_existed_before_are_counted_once_and_told_apart_at_the_peak
     assert ledger.bytes_at_peak([held, *later]) == 8 * KB
 
 
+def test_casts_of_held_tensors_are_told_apart_at_the_peak() -> None:
+    weight, other = numbers(8), numbers(2)
+    with Ledger([1]) as ledger:
+        ledger.hold([weight])
+        cast, unrelated = weight.bfloat16(), other.bfloat16()
+        assert ledger.casts_at_peak == cast.numel() * 2 == 4 * KB
+        del cast
+        more = [unrelated, numbers(16)]
+    assert ledger.casts_at_peak == 0
+    assert len(more) == 2
+
+
 def test_the_memory_of_a_backward_pass_is_seen() -> None:
     x = numbers(1).requires_grad_()
     with Ledger([1]) as ledger:

@@ -20,7 +20,7 @@ from llmcls.recipe.load import load_recipe
 COST = StepCost(
     batch=MicroBatch((100, 50)), layers=10, weights=int(8 * GIB), layer_weights=int(0.5 * GIB),
     outside_weights=int(3 * GIB), trained=int(GIB), gradients=int(4 * GIB), optimizer_state=int(2 * GIB),
-    activations=int(5 * GIB), kernels=(),
+    activations=int(5 * GIB), weight_casts=int(GIB), kernels=(),
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_shards_are_divided_and_two_layers_are_whole() -> None:
     # The 8-bit optimizer does not shard: two float32 moments.
     assert (zero2.weights, zero2.optimizer) == (8, (4 + 8) / 4)
     fsdp = memory_of(COST, "all", 4)
-    assert (fsdp.weights, fsdp.optimizer) == (8 / 4 + 3 + 2 * 0.5, 3)
+    assert (fsdp.weights, fsdp.optimizer, fsdp.activations) == (8 / 4 + 3 + 2 * 0.5, 3, 5 - 1)
 
 
 def test_texts_of_full_length_fill_the_planned_micro_batch(write_recipe) -> None:

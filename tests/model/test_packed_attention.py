@@ -13,6 +13,7 @@ from torch.nn.attention import varlen
 
 from llmcls.model import packed_attention
 from llmcls.model.packed_attention import HeadShape, attention, choose_kernel, make_pack
+from llmcls.model.stand_in import DeviceKind
 from tests.helpers import ROOT
 from tests.model.helpers import CPU, TEXTS, lengths_of
 
@@ -120,6 +121,9 @@ def test_the_kernel_is_tried_with_the_widths_of_the_real_heads(monkeypatch: pyte
     kernel, reason = choose_kernel(HeadShape(4, 4, 192, 128), CPU, torch.float32)
     assert (kernel, reason) == ("per text", "flash attention needs a GPU")
     assert set(widths) == {(192, 192, 128)}
+    # What stands for a GPU is believed, but flash attention has one width for keys and values.
+    assert choose_kernel(HeadShape(4, 4, 192, 128), DeviceKind(), torch.bfloat16)[0] == "per text"
+    assert choose_kernel(HeadShape(4, 4, 128, 128), DeviceKind(), torch.bfloat16)[0] == "flash"
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def test_windows_and_gradients_of_earlier_micro_batches_are_counted() -> None:
     assert later.gradients == pytest.approx(4 * later.trained, rel=0.01)
     assert later.peak > first.peak
     assert first.optimizer_state == 8 * first.trained
+    # Autocast keeps a 16-bit copy of each trained matrix until its backward pass.
+    assert 0.4 * 2 * first.trained < first.weight_casts <= 2 * first.trained
 
 
 def test_what_cannot_be_traced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

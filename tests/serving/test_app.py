@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import open_run
 from llmcls.results.run_folder import RunFolder
-from llmcls.serving.app import make_app
+from llmcls.serving.app import Question, make_app
 from llmcls.serving.guard import Limits
 from llmcls.serving.loaded import load_runs
 from llmcls.serving.metrics import Metrics
@@ -102,12 +103,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "a number": ({"json": {"texts": ["a", 3]}}, 422, "texts.1: input should be a valid string"),
     "half a character": ({"content": b'{"texts": ["\\ud800"]}', "headers": {"content-type": "application/json"}},
                          422, "text 0: character 0 is half of a pair"),
-    "a wrong key": ({"json": {"texts": ["a"], "k" * 500: 1}}, 422, "extra inputs are not permitted"),
+    "a wrong key": ({"json": {"texts": ["a"], "k" * 500: 1}}, 422, "a field is none of texts, run, top_k"),
     "no labels": ({"json": {"texts": ["a"], "top_k": 0}}, 422, "top_k: input should be greater than"),
     "an unknown run": ({"json": {"texts": ["a"], "run": "../etc"}}, 404, "this server has run_0, run_1"),
     "no JSON": ({"content": b'{"texts": [', "headers": {"content-type": "application/json"}}, 400, "is not JSON"),
     "no UTF-8": ({"content": b'{"texts": ["\xff"]}', "headers": {"content-type": "application/json"}}, 400, "body"),
-    "binary": ({"content": bytes(range(256))}, 422, "the body is no JSON object"),
+    "binary": ({"content": bytes(range(256))}, 422, "the body is no question"),
     "deep": ({"content": NESTED, "headers": {"content-type": "application/json"}}, 400, "body"),
 }  # fmt: skip
 
@@ -120,6 +121,13 @@ def test_a_bad_request_gets_one_sentence(kind: str, service: Service) -> None:
     assert list(response.json()) == ["error"]
     assert sentence in response.json()["error"]
     assert len(response.json()["error"]) < 300
+
+
+@pytest.mark.parametrize("request_", [{"texts": [1] * 1000}, {f"field {i}": 1 for i in range(1000)}])
+def test_a_request_with_very_many_errors_is_refused_at_the_first(request_: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Question.model_validate(request_)
+    assert refused.value.error_count() == 1
 
 
 def test_a_wrong_path_and_a_wrong_method_get_a_sentence_too(service: Service) -> None:

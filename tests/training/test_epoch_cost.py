@@ -57,6 +57,6 @@ def test_windows_are_texts(plan) -> None:
 def test_the_time_is_that_of_all_passes_and_optimizer_steps(plan) -> None:
     passes = plan([10] * 8, packs=True, max_tokens=25)
     kernel = KernelCost("mm", "forward", "bfloat16", 10**12, 10**12, 0)
-    cost = StepCost(passes.typical, 1, 0, 0, 0, 10**6, 0, 0, 0, ((kernel, 3),))
+    cost = StepCost(passes.typical, 1, 0, 0, 0, 10**6, 0, 0, 0, 0, ((kernel, 3),))
     card = Card("x", 1, bandwidth=1e9, sixteen_bits=1e12, float32=1e12)
     assert epoch_seconds(passes, cost, card) == pytest.approx(2 * (2 * 3 + OPTIMIZER_BYTES * 1e6 / 1e9))

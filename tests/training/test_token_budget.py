@@ -88,7 +88,7 @@ def test_the_guess_is_the_largest_budget_whose_trace_fits(write_recipe, gib: flo
         traced.append(len(batch.lengths))
         # One GiB for the weights, an eighth for each text, and one for the context.
         activations = int(len(batch.lengths) * 2**27)
-        return StepCost(batch, 1, 2**30, 0, 0, 0, 0, 0, activations, ())
+        return StepCost(batch, 1, 2**30, 0, 0, 0, 0, 0, activations, 0, ())
 
     tracer: Any = SimpleNamespace(recipe=recipe, cost=cost)
     assert tokens_that_fit(tracer, gib) == texts * 256

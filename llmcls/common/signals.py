@@ -36,6 +36,9 @@ SECONDS_WITHOUT_LAUNCHER = 600.0
 _KEYBOARD = [getattr(signal, name) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)]
 _BATCH = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
+# Read before the imports of a command, which take seconds: its launcher may be gone when it takes over signals.
+_PARENT = os.getppid()
+
 _received: list[int] = []
 _stepping = False
 _watching = False
@@ -59,7 +62,7 @@ def watch_signals() -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    launcher = os.getppid() if _launched() else None
+    launcher = _PARENT if _launched() else None
     threading.Thread(target=_watch, args=(reader, writer, launcher), daemon=True, name="llmcls signals").start()
 
 
@@ -130,7 +133,7 @@ def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) 
 
 def _launched() -> bool:
     """Whether `accelerate launch` or torchrun started this process and waits for it."""
-    return any(name.startswith(("TORCHELASTIC_", "ACCELERATE_")) for name in os.environ)
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def _say(text: str) -> None:

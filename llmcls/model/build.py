@@ -137,9 +137,12 @@ def load_trained_classifier(
         packed = prepare_packing_and_pooling(network, recipe, request)
         try:
             model = PeftModel.from_pretrained(network, str(model_folder))
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:80]
             raise UserError(
-                f"{model_folder} does not hold an adapter for {spec.model_name}: {error}; restore it, or name the "
+                f"{model_folder} does not hold an adapter for {spec.model_name} ({reason}); restore it, or name the "
                 "pretrained model of the training with --base-model"
             ) from error
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)

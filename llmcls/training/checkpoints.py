@@ -46,6 +46,30 @@ WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.
 
 
 @dataclass
+class Interval:
+    """Sums over the optimizer steps since the last log line, over all ranks.
+
+    Attributes
+    ----------
+    steps, rows, tokens : int
+    loss_sum, loss_rows : float, int
+        Training losses, and the rows that they are of.
+    seconds : float
+        Mean over the ranks.
+    largest_norm : float
+        Of the gradients.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    seconds: float = 0.0
+    largest_norm: float = 0.0
+
+
+@dataclass
 class Progress:
     """How far a run is.
 
@@ -68,6 +92,12 @@ class Progress:
         Training losses since the last evaluation.
     seconds, samples, tokens : float, int, int
         Training so far, for the throughput over interruptions.
+    skipped_steps : int
+        Steps that were left out, because their gradient was not a number.
+    usual_norm, norms : float, int
+        Mean norm of recent gradients, and how many there were.
+    interval : Interval
+        What the next log line will sum up, for a checkpoint between two of them.
     history : list of dict
         One entry per evaluation.
     """
@@ -87,22 +117,54 @@ class Progress:
     seconds: float = 0.0
     samples: int = 0
     tokens: int = 0
+    skipped_steps: int = 0
+    usual_norm: float = 0.0
+    norms: int = 0
+    interval: Interval = field(default_factory=Interval)
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run needs to resume, in main memory, independent of the model that trains on.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+    optimizer : dict
+        State and class.
+    progress : dict
+        The fields of `Progress`.
+    """
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> Snapshot:
+    """Copy the state of a run to main memory. Collective."""
+    weights = trained_weights(accelerator, model)
+    state = full_optimizer_state(accelerator, model, optimizer)
+    kind = type(torch_optimizer(optimizer)).__name__
+    return Snapshot(weights, {"optimizer": state, "class": kind}, dataclasses.asdict(progress))
+
+
+def write_last(run: RunFolder, snapshot: Snapshot) -> None:
+    """Write `checkpoints/last`, and keep the one before."""
+    with replacing_folder(run.last_checkpoint, run.previous_checkpoint) as temporary:
+        save_file(snapshot.weights, temporary / WEIGHTS)
+        torch.save(snapshot.optimizer, temporary / OPTIMIZER)
+        write_json(temporary / PROGRESS, snapshot.progress)
+        write_manifest(temporary, temporary.iterdir())
 
 
 def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
     """Write `checkpoints/last`, and keep the one before. Collective; the main process writes."""
-    weights = trained_weights(accelerator, model)
-    state = full_optimizer_state(accelerator, model, optimizer)
+    snapshot = take_snapshot(accelerator, model, optimizer, progress)
     with first_process_first(accelerator, accelerator.is_main_process):
-        if not accelerator.is_main_process:
-            return
-        with replacing_folder(run.last_checkpoint, run.previous_checkpoint) as temporary:
-            save_file(weights, temporary / WEIGHTS)
-            kind = type(torch_optimizer(optimizer)).__name__
-            torch.save({"optimizer": state, "class": kind}, temporary / OPTIMIZER)
-            write_json(temporary / PROGRESS, dataclasses.asdict(progress))
-            write_manifest(temporary, temporary.iterdir())
+        if accelerator.is_main_process:
+            write_last(run, snapshot)
 
 
 def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Progress | None:
@@ -148,8 +210,8 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     saved = read_json(checkpoint / PROGRESS)
     try:
-        return Progress(**saved)
-    except TypeError:
+        return Progress(**saved | {"interval": Interval(**saved.get("interval", {}))})
+    except (TypeError, AttributeError):
         raise UserError(
             f"{checkpoint} was written by another version of llmcls; resume with that version, "
             "or remove the folder of the run to start again"

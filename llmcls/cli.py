@@ -50,8 +50,7 @@ def _register(name: str, group: str, description: str) -> None:
     """Add a command to `app`; its module is imported when it is called."""
 
     def command(context: typer.Context) -> None:
-        module = importlib.import_module(f"llmcls.{name}")
-        run_command(lambda: module.main(context.args))
+        run_command(lambda: importlib.import_module(f"llmcls.{name}").main(context.args))
 
     # The parser of the command reads everything after its name, including --help.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -14,9 +14,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmcls.common.command import command_parser, run_command
+from llmcls.common.command import command_parser, expect_interrupts, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    expect_interrupts()
+
 from llmcls.common.files import replacing
 from llmcls.common.logs import configure_logging
+from llmcls.common.signals import watch_signals
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import open_accelerator
 from llmcls.engine.agreement import entered_by_main
@@ -48,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
     arguments = parser.parse_intermixed_args(argv)
+    watch_signals()
     if arguments.run and arguments.overrides:
         raise UserError("command line: overrides need --recipe; with --run, leave them out (a run has its own recipe)")
     if arguments.run and arguments.ensemble:

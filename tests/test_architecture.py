@@ -21,6 +21,7 @@ LONGEST = 350
 
 # Files that may use private names of other libraries, and why no public name does.
 PRIVATE_NAMES = {
+    "common/signals.py": "a second Ctrl-C ends a process whose main thread is waiting, and only os._exit does that",
     "data/splits.py": "datasets identifies the content of a table by _fingerprint only",
     "engine/accelerator.py": "accelerate's switch for gradient exchange without its own step counting",
     "engine/full_state.py": "DeepSpeed links parameters to optimizer state once, before all groups have one",

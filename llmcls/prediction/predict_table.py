@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate import Accelerator
 
-from llmcls.common.files import write_json
+from llmcls.common.files import read_json, write_json
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
-from llmcls.engine.accelerator import autocast_dtype, sum_over_ranks
-from llmcls.engine.agreement import first_process_first
+from llmcls.engine.accelerator import autocast_dtype
+from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.calibration import calibrated, load_calibration
 from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.scoring import evaluate_logits, make_scorer, score_chunks, uncertainty
@@ -50,6 +49,17 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     -------
     The metrics, on the main process, if the input has the label columns.
     """
+    partial = ResumablePredictions(output, run.labels)
+
+    def resume() -> int | None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return partial.resume(signature(run, input_path))
+
+    # Only the main process reads and writes the output; the other ranks learn from it where to start.
+    start = on_main(accelerator, resume)
+    if start is None:
+        log.info("%s was complete; only its end had been interrupted", output)
+        return _read_metrics(output)
     split = _tokenize(run, input_path, accelerator)
     placement = (accelerator.device, autocast_dtype(accelerator))
     classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
@@ -57,14 +67,7 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
     thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
-    calibration = load_calibration(run.folder.calibration)
-    partial = ResumablePredictions(output, run.labels)
-    # Only the main process reads and writes the output; the other ranks learn from it where to start.
-    rows_done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    if accelerator.is_main_process:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        rows_done += partial.resume(signature(run, input_path))
-    start = int(sum_over_ranks(accelerator, rows_done))
+    calibration = load_calibration(run.folder.calibration, len(run.labels.names))
     if start:
         log.info("%s: resuming after %d of %d rows", output, start, len(split))
     for first, logits in score_chunks(scorer, split, start):
@@ -89,9 +92,20 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     return metrics
 
 
+def _metrics_of(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.metrics.json")
+
+
+def _read_metrics(output: Path) -> dict[str, Any] | None:
+    """The metrics that were written beside a prediction; None if the input had no labels."""
+    path = _metrics_of(output)
+    metrics: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return metrics
+
+
 def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace) -> None:
     """Write the metrics of a prediction beside it, and log the main ones."""
-    write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
+    write_json(_metrics_of(output), metrics)
     log.info(headline_text(metrics, labels.problem_type))
 
 

@@ -153,6 +153,9 @@ class TrainSection:
     lora_plus_ratio: float | None = _key(None, "Factor on the learning rate of LoRA's B matrices (LoRA+).")
     weight_decay: float = _key(0.01, "AdamW's weight decay; not applied to biases and norms.")
     max_grad_norm: float = _key(1.0, "Gradient clipping; 0 turns it off.")
+    max_skipped_steps: int = _key(
+        10, "A step whose gradient is not a number is left out; training stops after more than so many."
+    )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = _key("cosine", "Schedule after the warm-up.")
     warmup_ratio: float = _key(0.06, "Share of the steps with a rising learning rate.")
     optim_8bit_when_4bit: bool = _key(True, "8-bit AdamW for a 4-bit model that trains 100 million weights or more.")
@@ -193,6 +196,9 @@ class TrainSection:
     )
     at_least_one_label: bool = _key(False, "A text without a label gets the one closest to its threshold.")
     calibration: Literal["temperature", "isotonic"] | None = _key(None, "Calibration, fitted on validation.")
+    save_minutes: float = _key(
+        10.0, "Minutes between checkpoints, beside those of evaluations; 0 for none between evaluations."
+    )
     save_total_limit: int = _key(1, "Number of best checkpoints that are kept.")
     train_metrics_rows: int = _key(2000, "Training rows that the final evaluation scores; 0 for none.")
     report_to: list[Literal["tensorboard", "wandb"]] = _key(

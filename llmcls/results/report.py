@@ -15,6 +15,7 @@ from llmcls.recipe.metric_names import headline
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import labels_of
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.seal import reseal
 from llmcls.results.verdict import verdict_on
 
 # Baselines, as in baselines.json, to their names in tables.
@@ -77,6 +78,7 @@ def render_report(run: RunFolder) -> Path:
     """
     labels_of(run)
     write_report(run, load_recipe(run.recipe), read_json(run.metrics))
+    reseal(run, [run.report])
     return run.report
 
 

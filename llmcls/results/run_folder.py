@@ -101,6 +101,11 @@ class RunFolder:
         """What a run needs to resume."""
         return self.path / "checkpoints" / "last"
 
+    @property
+    def previous_checkpoint(self) -> Path:
+        """What a run resumes from if `last_checkpoint` is damaged."""
+        return self.path / "checkpoints" / "previous"
+
     def best_checkpoint(self, rank: int = 1) -> Path:
         """The trained weights of the best evaluation, or of the ones that were best before (rank 2, 3, ...)."""
         return self.path / "checkpoints" / ("best" if rank == 1 else f"best_{rank}")

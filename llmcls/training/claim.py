@@ -11,8 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from llmcls.common.files import write_text
-from llmcls.common.user_error import UserError
-from llmcls.engine.agreement import entered_by_main, from_main
+from llmcls.engine.agreement import entered_by_main, on_main
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.lock import locked
@@ -49,16 +48,8 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     UserError
         If the folder holds the run of another recipe or seed, which the recipe may not overwrite, on every rank.
     """
-    conflict = None
-    if accelerator.is_main_process:
-        try:
-            refuse_conflict(folder, recipe, seed)
-        except UserError as error:
-            conflict = str(error)
     # The main process decides for all, because other machines may not see the folder yet.
-    conflict = from_main(accelerator, conflict)
-    if conflict is not None:
-        raise UserError(conflict)
+    on_main(accelerator, lambda: refuse_conflict(folder, recipe, seed))
     if accelerator.is_main_process:
         _remove_conflicting(folder, recipe, seed)
         folder.path.mkdir(parents=True, exist_ok=True)

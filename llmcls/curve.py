@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     seeds = [word.strip() for word in arguments.seeds.split(",")]
     if not all(word.isdigit() for word in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds is {arguments.seeds!r}; give different whole numbers, separated by commas")
-    sizes = parse_sizes(arguments.sizes, len(read_table(recipe.data.train_csv, "data.train_csv")))
+    sizes = parse_sizes(arguments.sizes, len(read_table(recipe.data.train_csv, "data.train_csv", recipe.data)))
     profile = str(find_profile(arguments.profile)) if arguments.profile else "accel_configs/cpu.yaml"
     grid = curve_grid(
         CurveRequest(

@@ -202,7 +202,7 @@ def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dic
     data = recipe.data
     texts, values = {}, {}
     for split, path in data.files().items():
-        table = read_table(path, f"data.{SPLIT_KEYS[split]}")
+        table = read_table(path, f"data.{SPLIT_KEYS[split]}", data)
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
         split_values = read_labels(cells, list(range(len(table))), labels, path)

@@ -111,7 +111,7 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        table = read_table(input_path, "--input")
+        table = read_table(input_path, "--input", run.recipe.data, insist=False)
         labelled = all(column in table.column_names for column in run.labels.columns)
         tokenizer = load_tokenizer(run.recipe.model)
         return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)

@@ -28,6 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     _check_ranges(recipe)
     _check_variants(recipe)
+    _check_files(recipe)
     _check_columns(recipe)
     _check_metrics(recipe)
     _check_experiment(recipe)
@@ -159,6 +160,21 @@ def _check_variants(recipe: Recipe) -> None:
         )
     if data.prompt is not None and data.prompt.count("{text}") != 1:
         raise recipe.error("data.prompt", "must contain {text} exactly once, where the text is inserted")
+
+
+def _check_files(recipe: Recipe) -> None:
+    """Check how the files are written."""
+    data = recipe.data
+    separator = data.csv_separator
+    if separator is not None and separator not in ("tab", r"\t") and (len(separator) != 1 or separator in '"\r\n'):
+        raise recipe.error("data.csv_separator", f"is {separator!r}; it must be one character, or tab")
+    if data.encoding is not None:
+        try:
+            b"".decode(data.encoding)
+        except (LookupError, UnicodeError):
+            near = nearest(data.encoding, ["utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis"])
+            hint = f"; did you mean {near}?" if near else "; use a name such as utf-8, utf-16, cp1252 or latin-1"
+            raise recipe.error("data.encoding", f"is {data.encoding!r}, which Python does not know{hint}") from None
 
 
 def _check_columns(recipe: Recipe) -> None:

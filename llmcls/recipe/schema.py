@@ -39,12 +39,18 @@ class DataSection:
     """Files, columns, and how a text becomes tokens."""
 
     dataset_name: str = _required("Name of the results folder.")
-    train_csv: str = _required("Training file: CSV, TSV, JSONL or Parquet, chosen by the extension; UTF-8.")
+    train_csv: str = _required("Training file: CSV, TSV, Excel, JSONL or Parquet, chosen by the extension.")
     label_columns: list[str] = _required(
         "The 0/1 columns (multi-label), or the one column that holds the class or all labels."
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    csv_separator: str | None = _key(
+        None, "What separates the cells of a CSV file: one character, or `tab`. Default: found in the file.", literal=True
+    )
+    encoding: str | None = _key(
+        None, "Encoding of the CSV files, such as `cp1252`. Default: byte order mark, UTF-8, or Windows-1252."
+    )
     train_rows: int | None = _key(
         None, "Train on so many rows of the training file: a sample in which every label has its share. Default: all."
     )

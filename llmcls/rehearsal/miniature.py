@@ -86,7 +86,7 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     mini.recipe = replace(
         recipe,
         data=replace(
-            real_data, train_rows=None, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data
+            real_data, train_rows=None, csv_separator=None, encoding=None, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data
         ),
         model=replace(
             recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
@@ -149,7 +149,7 @@ def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[di
     if missing:
         stand_ins.append(f"generated rows replace {', '.join(missing)} (no such file)")
         return _generated_data(recipe, folder)
-    tables = {name: read_table(path) for name, path in files.items()}
+    tables = {name: read_table(path, f"data.{SPLIT_KEYS[name]}", recipe.data) for name, path in files.items()}
     labels = label_space(recipe, tables["train"])
     changed = {}
     for name, table in tables.items():

@@ -53,7 +53,7 @@ def find_errors(run: FinishedRun, split: str, similar: float) -> dict[str, Any]:
 def read_texts(recipe: Recipe, split: str) -> Texts:
     """The ids and whole texts of a split."""
     data = recipe.data
-    table = read_table(data.files()[split], f"data.{SPLIT_KEYS[split]}")
+    table = read_table(data.files()[split], f"data.{SPLIT_KEYS[split]}", data)
     ids = [cell_text(v) for v in table[data.id_column][:]] if data.id_column else [str(i) for i in range(len(table))]
     return Texts(ids, whole_texts(table, data))
 

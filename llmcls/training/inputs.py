@@ -51,10 +51,10 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
     files = recipe.data.files()
     splits: dict[str, Split] = {}
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        train_table = read_table(files["train"], "data.train_csv")
+        train_table = read_table(files["train"], "data.train_csv", recipe.data)
         labels = label_space(recipe, train_table)
         for name, path in files.items():
-            table = train_table if name == "train" else read_table(path, f"data.{SPLIT_KEYS[name]}")
+            table = train_table if name == "train" else read_table(path, f"data.{SPLIT_KEYS[name]}", recipe.data)
             splits[name] = tokenize_split(table, name, path, recipe, tokenizer, labels)
             if name == "train":
                 rows = chosen_rows(splits[name].known_labels, labels, recipe.data)

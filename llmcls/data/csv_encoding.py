@@ -56,7 +56,7 @@ def find_encoding(path: Path, key: str, given: str | None = None, insist: bool =
     if given and insist:
         raise UserError(f"{key}: {path} is not {given} (byte {position}: {reason}); correct data.encoding")
     if found:
-        raise UserError(f"{key}: {path} begins as {found}, but byte {position} is not ({reason}); save it again as UTF-8")
+        raise UserError(f"{key}: {path} begins as {found}, but byte {position} is not ({reason}); save it as UTF-8")
     _require_western(path, key, position)
     log.warning(
         "%s: %s is not UTF-8 and is read as Windows-1252 (%s); if letters come out wrong, set data.encoding",

@@ -65,6 +65,7 @@ class CsvFormat:
             for _ in range(self.lines_before):
                 file.readline()
             reader = csv.reader(file, delimiter=self.separator, skipinitialspace=self.spaces, strict=strict)
+            last = 0
             try:
                 for _ in itertools.dropwhile(lambda cells: not cells, reader):
                     break
@@ -188,7 +189,9 @@ def check_rows(path: Path, form: CsvFormat, key: str) -> int:
         return _count(path, form, key, strict=True)
     except _BadRow as bad:
         if "unexpected end of data" in bad.reason:
-            raise UserError(f"{key}: {path}, line {bad.line}: the text that begins with a quote there does not end; close its quote") from None
+            raise UserError(
+                f"{key}: {path}, line {bad.line}: a text that begins with a quote does not end; close it"
+            ) from None
         if r"\"" in _line(path, form.encoding, bad.line):
             raise UserError(
                 f'{key}: {path}, line {bad.line}: a quote in a text is written \\"; CSV doubles it: "" '

@@ -1,6 +1,7 @@
 """Reading tables: CSV, TSV, Excel, JSONL and Parquet files, checked and memory-mapped through `datasets`.
 
-Every cell of a CSV, TSV or Excel file is read as text, so ids keep leading zeros, and the text "NA" is not a missing value.
+Every cell of a CSV, TSV or Excel file is read as text, so ids keep leading zeros, and the text "NA" is not a
+missing value.
 """
 
 from __future__ import annotations

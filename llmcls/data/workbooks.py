@@ -56,7 +56,8 @@ def read_workbook(path: Path, key: str) -> datasets.Dataset:
         raise UserError(f"{key}: {path} has no rows; add at least one row below the header")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # A tuple, because lists are taken for shards. The digest is an argument so that the cache of an older file is not used.
+    # A tuple, because lists are taken for shards. The digest is an argument so that the cache of an older file is not
+    # used.
     arguments = {"path": str(path), "sheet": name, "header": tuple(header), "rows": rows, "digest": digest}
     features = datasets.Features({column: datasets.Value("string") for column in header})
     return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)

@@ -45,8 +45,14 @@ class DataSection:
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    validation_split: float | None = _key(
+        None, "Without val_csv: the share of the training rows that is held out for validation, stratified by label."
+    )
+    validation_split_seed: int = _key(0, "Which rows; they are the same for every seed of exp.seeds.")
     csv_separator: str | None = _key(
-        None, "What separates the cells of a CSV file: one character, or `tab`. Default: found in the file.", literal=True
+        None,
+        "What separates the cells of CSV files: one character, or `tab`. Default: as the file has it.",
+        literal=True,
     )
     encoding: str | None = _key(
         None, "Encoding of the CSV files, such as `cp1252`. Default: byte order mark, UTF-8, or Windows-1252."
@@ -76,8 +82,13 @@ class DataSection:
     window_pooling: Literal["mean", "max"] = _key("mean", "How the logits of the windows become one.")
 
     def files(self) -> dict[str, str]:
-        """The file of each split that the recipe names, by split: "train", "validation", "test"."""
+        """The file of each split that the recipe names, by split: "train", "validation", "test".
+
+        With ``validation_split`` the file of validation is that of training; `llmcls.data.holdout` tells their rows.
+        """
         named = {split: getattr(self, key) for split, key in SPLIT_KEYS.items()}
+        if self.validation_split is not None:
+            named["validation"] = self.train_csv
         return {split: path for split, path in named.items() if path is not None}
 
     def text_columns(self) -> list[str]:

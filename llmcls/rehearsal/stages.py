@@ -94,7 +94,10 @@ def _rehearse_training(stage: Stage, steps: int) -> Iterator[str]:
     files = recipe.data.files()
     for split in PREDICTED_SPLITS:
         if run.predictions(split).exists():
-            rows, found = len(read_table(files[split], data=recipe.data)), len(_probabilities(run.predictions(split), run))
+            rows, found = (
+                len(read_table(files[split], data=recipe.data)),
+                len(_probabilities(run.predictions(split), run)),
+            )
             _require(found == rows, f"{found} of {rows} {split} rows were evaluated")
             yield f"evaluation scored each of {rows} {split} rows once, in order"
 

@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jsonl", action="store_true", help="with --input -: each line is an object with the columns")
     parser.add_argument("--ensemble", action="store_true", help="with --recipe: predict the mean of all finished seeds")
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="with --recipe, as in training"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.run and arguments.overrides:
         raise UserError("command line: overrides need --recipe; with --run, leave them out (a run has its own recipe)")

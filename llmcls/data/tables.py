@@ -63,7 +63,9 @@ def read_table(
         near = nearest(path.name, others)
         hint = f"; {path.parent} has {near}" if near else ""
         problem = "is not a file" if os.path.exists(path) else "does not exist"
-        raise UserError(f"{key}: {path} {problem}{hint}; check the path (relative to the current folder)")
+        raise UserError(
+            f"{key}: {path} {problem}{hint}; a relative path begins in the current folder or beside the recipe"
+        )
     builder = _KINDS.get(path.suffix.lower())
     if path.suffix.lower() in _OLD_WORKBOOKS:
         raise UserError(f"{key}: {path} is a workbook of a kind that is not read; save it as .xlsx or as CSV UTF-8")

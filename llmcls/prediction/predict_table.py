@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from llmcls.common.files import write_json
+from llmcls.data.findings import rows_without_text, shown_rows
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
@@ -51,6 +52,9 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     The metrics, on the main process, if the input has the label columns.
     """
     split = _tokenize(run, input_path, accelerator)
+    empty = rows_without_text(split)
+    if len(empty):
+        log.warning("%s: %d of %d texts are empty (%s)", input_path, len(empty), len(split), shown_rows(empty + 1))
     placement = (accelerator.device, autocast_dtype(accelerator))
     classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)

@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jsonl", action="store_true", help="with --input -: each line is an object with the columns")
     parser.add_argument("--ensemble", action="store_true", help="with --recipe: predict the mean of all finished seeds")
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="with --recipe, as in training"
+    )
     arguments = parser.parse_intermixed_args(argv)
     watch_signals()
     if arguments.run and arguments.overrides:

@@ -50,7 +50,7 @@ from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.seal import finish_run
 from llmcls.results.summary import write_summary
 from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
-from llmcls.training.claim import claim_run_folder, claimed_experiment
+from llmcls.training.claim import claim_run_folder, claim_validation_rows, claimed_experiment
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
@@ -110,6 +110,7 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         claim_run_folder(run, recipe, seed, accelerator)
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
+    claim_validation_rows(experiment, recipe, inputs.validation_split, accelerator)
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
             store_baselines(recipe, inputs.labels, experiment.baselines)

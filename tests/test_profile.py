@@ -96,10 +96,24 @@ def test_an_unknown_profile_is_refused(write_recipe) -> None:
         main([str(write_recipe()), "--profile", "ddpp"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"gpus": 3}', '{"gpus": [{}]}', "\x00"])
-def test_hardware_that_cannot_be_read_is_one_sentence(write_recipe, tmp_path: Path, capsys, text: str) -> None:
+@pytest.mark.parametrize(
+    "text, cause",
+    [
+        ("", "is not JSON"),
+        ("\x00", "is not JSON"),
+        ('[{"memory_gib": 80}]', "holds a list, not an object"),
+        ('{"gpus": 3}', '"gpus" is not a list of objects with "memory_gib"'),
+        ('{"gpus": [{}]}', '"gpus" is not a list of objects with "memory_gib"'),
+        ('{"machines": 0}', '"machines" is not a whole number from 1'),
+    ],
+)
+def test_hardware_that_cannot_be_read_is_one_sentence(
+    write_recipe, tmp_path: Path, capsys, text: str, cause: str
+) -> None:
     path = tmp_path / "hardware.json"
     path.write_text(text)
     found = refusal(capsys, "profile", write_recipe(), "--hardware", path)
     assert "--hardware: " in found
-    assert "cannot be read as hardware" in found
+    assert f"{cause}; write " in found
+    assert '{"gpus": [{"memory_gib": 80}], "machines": 2}' in found
+    assert "Error" not in found

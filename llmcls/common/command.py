@@ -28,7 +28,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments ``RECIPE [section.key=value ...]``."""
     parser.add_argument("recipe", help="a recipe YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the recipe"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="values that replace those of the recipe"
     )
 
 

@@ -15,6 +15,7 @@ import datasets
 from accelerate import Accelerator
 
 from llmcls.common.files import read_json, write_json
+from llmcls.data.findings import rows_without_text, shown_rows
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
@@ -61,6 +62,9 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
         log.info("%s was complete; only its end had been interrupted", output)
         return _read_metrics(output)
     split = _tokenize(run, input_path, accelerator)
+    empty = rows_without_text(split)
+    if len(empty):
+        log.warning("%s: %d of %d texts are empty (%s)", input_path, len(empty), len(split), shown_rows(empty + 1))
     placement = (accelerator.device, autocast_dtype(accelerator))
     classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)
@@ -125,7 +129,7 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        table = read_table(input_path, "--input")
+        table = read_table(input_path, "--input", run.recipe.data, insist=False)
         labelled = all(column in table.column_names for column in run.labels.columns)
         tokenizer = load_tokenizer(run.recipe.model)
         return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)

@@ -39,12 +39,24 @@ class DataSection:
     """Files, columns, and how a text becomes tokens."""
 
     dataset_name: str = _required("Name of the results folder.")
-    train_csv: str = _required("Training file: CSV, TSV, JSONL or Parquet, chosen by the extension; UTF-8.")
+    train_csv: str = _required("Training file: CSV, TSV, Excel, JSONL or Parquet, chosen by the extension.")
     label_columns: list[str] = _required(
         "The 0/1 columns (multi-label), or the one column that holds the class or all labels."
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    validation_split: float | None = _key(
+        None, "Without val_csv: the share of the training rows that is held out for validation, stratified by label."
+    )
+    validation_split_seed: int = _key(0, "Which rows; they are the same for every seed of exp.seeds.")
+    csv_separator: str | None = _key(
+        None,
+        "What separates the cells of CSV files: one character, or `tab`. Default: as the file has it.",
+        literal=True,
+    )
+    encoding: str | None = _key(
+        None, "Encoding of the CSV files, such as `cp1252`. Default: byte order mark, UTF-8, or Windows-1252."
+    )
     train_rows: int | None = _key(
         None, "Train on so many rows of the training file: a sample in which every label has its share. Default: all."
     )
@@ -70,8 +82,13 @@ class DataSection:
     window_pooling: Literal["mean", "max"] = _key("mean", "How the logits of the windows become one.")
 
     def files(self) -> dict[str, str]:
-        """The file of each split that the recipe names, by split: "train", "validation", "test"."""
+        """The file of each split that the recipe names, by split: "train", "validation", "test".
+
+        With ``validation_split`` the file of validation is that of training; `llmcls.data.holdout` tells their rows.
+        """
         named = {split: getattr(self, key) for split, key in SPLIT_KEYS.items()}
+        if self.validation_split is not None:
+            named["validation"] = self.train_csv
         return {split: path for split, path in named.items() if path is not None}
 
     def text_columns(self) -> list[str]:

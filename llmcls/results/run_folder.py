@@ -184,6 +184,11 @@ class ExperimentFolder:
         return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")
 
     @property
+    def validation_rows(self) -> Path:
+        """The ids of the rows that are held out of the training file for validation."""
+        return self.path / "validation_rows.json"
+
+    @property
     def probe(self) -> Path:
         """The linear probe of the frozen model, for all seeds."""
         return self.path / "probe.safetensors"

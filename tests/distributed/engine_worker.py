@@ -21,7 +21,6 @@ from accelerate.state import AcceleratorState
 from llmcls.common.command import run_command
 from llmcls.common.signals import STOP_AFTER, Interrupted
 from llmcls.engine.accelerator import engine_name, open_accelerator
-from llmcls.engine.shards import check_shards
 from llmcls.model.pretrained import AUTOCAST
 from llmcls.recipe.load import load_recipe
 from llmcls.rehearsal.cpu_stand_in import stand_in_for_gpus

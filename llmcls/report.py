@@ -1,7 +1,7 @@
 """Render the reports of finished runs again: ``python -m llmcls.report RUN`` or ``python -m llmcls.report EXPERIMENT``.
 
-For a run folder, writes its report.html and its model card. For a folder of runs, writes those of every finished run
-and the summary over seeds.
+For a run folder, writes its report.html and its model card. For a folder of runs, writes those of every finished run,
+the report of all seeds, and the summary over seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from llmcls.common.command import command_parser, run_command
 from llmcls.results.finished_runs import runs_in
 from llmcls.results.model_card import render_model_card
-from llmcls.results.report import render_report
+from llmcls.results.report import render_experiment_report, render_report
 from llmcls.results.summary import render_summary
 
 
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"model card: {render_model_card(run)}")
     if runs[0].path != folder:
         print(f"summary: {render_summary(runs)}")
+        print(f"report of all seeds: {render_experiment_report(runs)}")
 
 
 if __name__ == "__main__":

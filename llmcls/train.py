@@ -45,7 +45,7 @@ from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
 from llmcls.results.model_card import write_model_card
-from llmcls.results.report import write_report
+from llmcls.results.report import render_experiment_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.seal import finish_run
 from llmcls.results.summary import write_summary
@@ -121,6 +121,7 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         train_one_seed(recipe, seed, run, inputs, accelerator)
     if accelerator.is_main_process:
         summary = write_summary(experiment, runs)
+        log.info("report: %s", render_experiment_report(runs))
         log.info("summary: %s\n%s", experiment.summary, summary)
 
 

@@ -51,6 +51,39 @@ def bootstrap_intervals(
     return {n: [float(v) for v in np.percentile(values[n], [2.5, 97.5])] for n in interval_names(binary)}
 
 
+def mean_intervals(
+    true: np.ndarray, runs: list[np.ndarray], seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
+) -> dict[str, list[float]]:
+    """95 % intervals of the mean of the metrics over runs, for other rows and other seeds.
+
+    Parameters
+    ----------
+    true : bool [rows, labels]
+    runs : list of bool [rows, labels]
+        The decisions of each run. Of a single one, the interval covers the choice of rows only.
+    seed, resamples, binary
+        As for `bootstrap_intervals`.
+
+    Returns
+    -------
+    dict
+        For each of `interval_names`, the lower and the upper limit.
+
+    Notes
+    -----
+    Rows are resampled together for all runs, and the runs themselves too, as in `paired_differences`.
+    """
+    rng, rows = np.random.default_rng(seed), len(true)
+    true, decisions, counts = distinct_rows(true, runs)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in interval_names(binary)}
+    for size in _blocks(resamples, len(true)):
+        draws = rng.multinomial(rows, counts / rows, size=size)
+        means = _mean_of_drawn([resampled(draws, true, one) for one in decisions], rng)
+        for name, values in found.items():
+            values.append(means[name])
+    return {n: [float(v) for v in np.percentile(np.concatenate(values), [2.5, 97.5])] for n, values in found.items()}
+
+
 def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of each bootstrap sample.
 
@@ -127,17 +160,22 @@ def paired_differences(
     true, decisions, counts = distinct_rows(true, [*first, *second])
     first, second = decisions[: len(first)], decisions[len(first) :]
     differences: dict[str, list[np.ndarray]] = {}
-    # In blocks, to limit memory: a sample needs one number per pattern.
-    block = max(1, min(resamples, 20_000_000 // max(1, len(true))))
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
+    for size in _blocks(resamples, len(true)):
         draws = rng.multinomial(rows, counts / rows, size=size)
-        sides = []
-        for runs in (first, second):
-            values = [resampled(draws, true, decisions) for decisions in runs]
-            drawn = rng.integers(len(runs), size=(size, len(runs)))
-            means = {n: np.stack([v[n] for v in values])[drawn.T, np.arange(size)].mean(axis=0) for n in values[0]}
-            sides.append(means)
+        sides = [_mean_of_drawn([resampled(draws, true, one) for one in runs], rng) for runs in (first, second)]
         for name in sides[0]:
             differences.setdefault(name, []).append(sides[1][name] - sides[0][name])
     return {name: np.concatenate(blocks) for name, blocks in differences.items()}
+
+
+def _blocks(resamples: int, patterns: int) -> list[int]:
+    """The sizes of blocks of samples, which limit memory: a sample needs one number per pattern of a row."""
+    block = max(1, min(resamples, 20_000_000 // max(1, patterns)))
+    return [min(block, resamples - start) for start in range(0, resamples, block)]
+
+
+def _mean_of_drawn(values: list[dict[str, np.ndarray]], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The mean over runs that are drawn for each sample: float64 [samples] for each metric."""
+    size = len(next(iter(values[0].values())))
+    drawn = rng.integers(len(values), size=(size, len(values)))
+    return {n: np.stack([v[n] for v in values])[drawn.T, np.arange(size)].mean(axis=0) for n in values[0]}

@@ -144,6 +144,24 @@ def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, mult
     >>> expected_calibration_error(np.array([[1.0], [1.0]]), true, multi_label=True)
     0.5
     """
+    counts, predicted, correct = reliability_sums(probabilities, true, multi_label, bins)
+    return float(np.abs(predicted - correct).sum() / counts.sum())
+
+
+def reliability_sums(
+    probabilities: np.ndarray, true: np.ndarray, multi_label: bool, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many values each interval of probabilities has, the sum of their probabilities, and how many came true.
+
+    Parameters
+    ----------
+    probabilities, true, multi_label, bins
+        As for `expected_calibration_error`.
+
+    Returns
+    -------
+    counts, predicted, correct : float64 [bins]
+    """
     if multi_label:
         confidence, correct = probabilities.ravel().astype(np.float64), true.ravel()
     else:
@@ -151,8 +169,8 @@ def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, mult
         rows = np.arange(len(best))
         confidence, correct = probabilities[rows, best].astype(np.float64), true[rows, best]
     interval = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(interval, weights=confidence, minlength=bins) - np.bincount(interval, correct, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    counts, *sums = (np.bincount(interval, weights, minlength=bins) for weights in (None, confidence, correct))
+    return counts.astype(np.float64), sums[0], sums[1].astype(np.float64)
 
 
 def confusions(true: np.ndarray, predicted: np.ndarray, names: list[str], top: int = 20) -> list[dict[str, Any]]:

@@ -40,3 +40,20 @@ def headline(problem_type: str) -> dict[str, str]:
 def metric_direction(name: str) -> int:
     """+1 if a higher value is better, -1 if a lower one is."""
     return -1 if name in ("loss", "hamming_loss", "calibration_error") else 1
+
+
+def in_words(name: str) -> str:
+    """What a metric is called in a sentence.
+
+    Examples
+    --------
+    >>> in_words("f1_micro"), in_words("recall_positive"), in_words("roc_auc_macro"), in_words("hamming_loss")
+    ('micro-F1', 'recall of the positive class', 'macro-ROC AUC', 'Hamming loss')
+    """
+    kind, _, average = name.rpartition("_")
+    kinds = {"f1": "F1", "roc_auc": "ROC AUC", "average_precision": "average precision"}
+    if average == "positive":
+        return f"{kinds.get(kind, kind)} of the positive class"
+    if average in AVERAGES:
+        return f"{average}-{kinds.get(kind, kind)}"
+    return name.replace("_", " ").replace("hamming", "Hamming")

@@ -13,10 +13,11 @@ from llmcls.data.labels import LabelSpace, read_label_space
 from llmcls.evaluation.learning_curve import Estimate, Forecast, advice, drawn_means, forecast
 from llmcls.recipe.grid import Grid, tasks_of
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.metric_names import in_words
 from llmcls.results.curve_picture import write_pictures
 from llmcls.results.predictions import read_decisions
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
-from llmcls.results.verdict import METRIC_WORDS, judged_metric
+from llmcls.results.verdict import judged_metric
 
 # What the curve shows, and how it is called there. "model" is the fine-tuned one; the others are baselines.
 METHODS = {"model": "fine-tuned", "probe": "frozen + linear probe", "tfidf_linear": "TF-IDF + linear"}
@@ -95,7 +96,7 @@ def curve_of(grid: Grid, worth: float) -> LearningCurve:
         seeds[method] = [[float(drawn_means(true, [[d]], metric, 1)[0][0]) for d in of_size] for of_size in known]
         if method == "model":
             found = forecast(sizes, values, drawn)
-    sentence = _sentence(points, found, METRIC_WORDS[metric], sizes[-1], worth)
+    sentence = _sentence(points, found, in_words(metric), sizes[-1], worth)
     return LearningCurve(split, metric, sizes, points, seeds, found, sentence, missing)
 
 
@@ -109,11 +110,9 @@ def write_curve(curve: LearningCurve, folder: Path, name: str) -> str:
     """
     write_json(folder / f"{name}.json", asdict(curve))
     lines_of = {METHODS[m]: points for m, points in curve.points.items()}
-    write_pictures(
-        folder / name, f"{METRIC_WORDS[curve.metric]} on {curve.split}", curve.sizes, lines_of, curve.forecast
-    )
+    write_pictures(folder / name, f"{in_words(curve.metric)} on {curve.split}", curve.sizes, lines_of, curve.forecast)
     methods = list(curve.points)
-    lines = [f"# {METRIC_WORDS[curve.metric]} on {curve.split} by labelled rows", "", curve.sentence, ""]
+    lines = [f"# {in_words(curve.metric)} on {curve.split} by labelled rows", "", curve.sentence, ""]
     lines += [f"![learning curve]({name}.svg)", ""]
     lines += ["| rows | seeds | " + " | ".join(METHODS[m] for m in methods) + " |", "|---|---|" + "---|" * len(methods)]
     for i, size in enumerate(curve.sizes):

@@ -21,9 +21,9 @@ from llmcls.recipe.load import load_recipe, recipe_to_dict
 from llmcls.recipe.schema import SECTIONS, Recipe
 from llmcls.recipe.shareable import hub_name, without_paths
 from llmcls.results.card_usage import Home, usage
+from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.finished_runs import FinishedRun, labels_of
 from llmcls.results.markdown import code_block, escaped, table
-from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import PREDICTED_SPLITS, ExperimentFolder, RunFolder
 from llmcls.results.seal import reseal
 

@@ -179,6 +179,11 @@ class ExperimentFolder:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The report of all seeds."""
+        return self.path / "report.html"
+
+    @property
     def baselines(self) -> BaselineStore:
         """The metrics and the decisions of the baselines."""
         return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")

@@ -9,7 +9,7 @@ from typing import Any
 from llmcls.common.files import read_json, write_json, write_text
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
-from llmcls.results.report import BASELINE_NAMES, format_number, shown_baselines
+from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.verdict import verdict_on
 

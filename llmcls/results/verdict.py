@@ -12,18 +12,18 @@ from llmcls.data.labels import read_label_space
 from llmcls.evaluation.bootstrap import interval_names
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.metric_names import in_words
 from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import judge
 from llmcls.results.predictions import read_decisions
 from llmcls.results.run_folder import PREDICTED_SPLITS, RunFolder
 
 RESAMPLES = 1000
-# Baselines in words, the ones that are hardest to beat first, and metrics in words.
+# Baselines in words, the ones that are hardest to beat first.
 IN_WORDS = {
     "probe": "the frozen model with a linear probe", "tfidf_linear": "TF-IDF with a linear model",
     "majority": "the most frequent labels",
 }  # fmt: skip
-METRIC_WORDS = {"f1_micro": "micro-F1", "f1_macro": "macro-F1", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ class RunVerdict:
             noise = "; within noise" if gain.word == "noise" else ""
             parts.append(f"{abs(difference):.3f} {than} ({interval}{noise})")
         listed = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
-        reached = (
-            f"Fine-tuning reaches {METRIC_WORDS[self.metric]} {self.value:.3f} on {self.split} ({seeds}): {listed}."
-        )
+        reached = f"Fine-tuning reaches {in_words(self.metric)} {self.value:.3f} on {self.split} ({seeds}): {listed}."
         return f"{reached} {self._conclusion()}"
 
     def _conclusion(self) -> str:

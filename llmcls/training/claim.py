@@ -68,15 +68,7 @@ def claim_validation_rows(
     UserError
         If a run of the experiment was trained with other validation rows, on every rank.
     """
-    conflict = None
-    if accelerator.is_main_process:
-        try:
-            store_validation_rows(experiment, recipe, validation)
-        except UserError as error:
-            conflict = str(error)
-    conflict = from_main(accelerator, conflict)
-    if conflict is not None:
-        raise UserError(conflict)
+    on_main(accelerator, lambda: store_validation_rows(experiment, recipe, validation))
 
 
 def _remove_conflicting(folder: RunFolder, recipe: Recipe, seed: int) -> None:

@@ -13,7 +13,7 @@ from llmcls.evaluation.baseline_store import Baseline, BaselineStore
 from llmcls.evaluation.baselines import majority, run_baselines, store_baselines, tfidf_linear
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
-from llmcls.results.report import shown_baselines
+from llmcls.results.cells import shown_baselines
 from llmcls.results.run_folder import ExperimentFolder
 from tests.conftest import Experiment
 from tests.helpers import REUTERS, ROOT, STORY_LLAMA, TOPICS, needs_real_data, read_json, read_rows, write_csv

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from llmcls.evaluation.bootstrap import NAMES, bootstrap_intervals, paired_differences, resampled
+from llmcls.evaluation.bootstrap import NAMES, bootstrap_intervals, mean_intervals, paired_differences, resampled
 
 
 def decisions(seed: int, rows: int, error: float) -> tuple[np.ndarray, np.ndarray]:
@@ -79,3 +79,18 @@ def test_several_seeds_widen_the_difference() -> None:
     spread = paired_differences(true, [good, bad], [good, bad])["f1_micro"].std()
     assert alone == 0
     assert spread > 0.02
+
+
+def test_the_interval_of_a_mean_over_seeds_has_it_inside_and_covers_the_choice_of_seed() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.random((300, 3)) < 0.4
+    runs = [true ^ (rng.random(true.shape) < share) for share in (0.05, 0.1, 0.3)]
+    found = mean_intervals(true, runs)
+    means = np.mean([resampled(np.ones((1, 300), dtype=int), true, run)["f1_micro"][0] for run in runs])
+    low, high = found["f1_micro"]
+    assert low < means < high
+    same = mean_intervals(true, [runs[1]] * 3)["f1_micro"]
+    assert high - low > 2 * (same[1] - same[0]), "the seeds differ more than the rows"
+    assert mean_intervals(true, [runs[1]])["f1_micro"] == pytest.approx(
+        bootstrap_intervals(true, runs[1])["f1_micro"], abs=0.01
+    )

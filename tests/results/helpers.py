@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -39,11 +38,6 @@ def make_split(values: np.ndarray | None, rows: int, ids: list[str] | None = Non
     """A split with these labels and no texts."""
     table: Any = Ids(ids or [f"r{i}" for i in range(rows)])
     return Split("test", "test.csv", [], np.ones(rows, dtype=np.int32), values, table)
-
-
-def without_pictures(page: str) -> str:
-    """A report without its curves, whose ids are random."""
-    return re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
 
 
 def random_case(seed: int, rows: int = 200, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from llmcls.results.summary import write_summary
 from llmcls.results.verdict import Gain, RunVerdict, verdict_on
 from tests.helpers import read_json
 from tests.results.helpers import random_case, write_run
+from tests.results.page import read_page
 
 CLASSES = LabelSpace(["a", "b"], ["class"], "single_label_classification", ["a", "b"])
 
@@ -57,8 +58,8 @@ def test_summary_and_report_begin_with_it(experiment: ExperimentFolder) -> None:
     assert read_json(experiment.summary_json)["verdict"]["sentence"] == verdict.sentence()
     alone = verdict_on(runs[:1])
     assert alone is not None
-    page = render_report(runs[0]).read_text(encoding="utf-8")
-    assert f"</h1><p><strong>{alone.sentence()}</strong></p>" in page
+    page = read_page(render_report(runs[0]))
+    assert page.one("p", class_="verdict").text == alone.sentence()
     assert "(one seed)" in alone.sentence()
 
 
@@ -85,7 +86,7 @@ def test_without_baselines_there_is_no_verdict(experiment: ExperimentFolder, wri
     assert verdict_on([run]) is None, "it was measured on other rows"
     experiment.baselines.write("texts", "key", {})
     assert verdict_on([run]) is None
-    assert "Fine-tuning" not in render_report(run).read_text(encoding="utf-8")
+    assert "Fine-tuning reaches" not in render_report(run).read_text(encoding="utf-8")
 
 
 def test_classes_are_judged_by_accuracy(write_recipe) -> None:

@@ -18,6 +18,7 @@ import optuna
 from optuna.distributions import check_distribution_compatibility
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from llmcls.common.user_error import UserError
@@ -84,7 +85,7 @@ def open_search(folder: Path, name: str, space: Space, higher_is_better: bool, s
     file = str(folder / f"{name}.journal")
     # Symbolic links, the other way to lock, need special rights on Windows.
     storage = JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
-    direction = "maximize" if higher_is_better else "minimize"
+    direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -94,7 +95,7 @@ def open_search(folder: Path, name: str, space: Space, higher_is_better: bool, s
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
         load_if_exists=True,
     )
-    if study.direction.name.lower() != direction:
+    if study.direction != direction:
         raise UserError(f"{file} is a search for another metric; choose another --name")
     for trial in study.trials:
         other = sorted(set(trial.params) ^ set(space.distributions)) if trial.params else []
@@ -158,7 +159,7 @@ def running(study: optuna.Study) -> list[FrozenTrial]:
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that were trained to their end, the best first."""
     complete = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
-    sign = -1.0 if study.direction.name == "MAXIMIZE" else 1.0
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
     return sorted(complete, key=lambda trial: (sign * _value(trial), trial.number))
 
 

@@ -147,4 +147,5 @@ def _reason(log: Path, start: int) -> str | None:
         lines = file.read().decode("utf-8", "replace").splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     lines = [line for line in lines if line.strip()]
-    return (errors or lines or [None])[-1]
+    found = errors or lines
+    return found[-1] if found else None

@@ -2,8 +2,8 @@
 
     engine_worker.py RECIPE PLAN.json REPORTS key=value ...
 
-PLAN.json is a list of ``{"overrides": [...], "stop_after": N or null}``. Each rank writes what it held of the
-model and the optimizer after its first step to REPORTS/rank<R>.json.
+PLAN.json is a list of ``{"overrides": [...], "stop_after": N or null}``, some with "broken" and "dies" for `trouble`.
+Each rank writes what it held of the model and the optimizer after its first step to REPORTS/rank<R>.json.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.rehearsal.cpu_stand_in import stand_in_for_gpus
 from llmcls.train import train_seeds
 from llmcls.training import loop
+from tests.distributed.trouble import Died, trouble
 
 
 def main(argv: list[str]) -> None:
@@ -41,10 +43,13 @@ def main(argv: list[str]) -> None:
     for part in json.loads(Path(plan).read_text()):
         os.environ[STOP_AFTER] = str(part["stop_after"] or -1)
         try:
-            train_seeds(load_recipe(recipe, [*overrides, *part["overrides"]]), accelerator)
+            with trouble(part.get("broken"), part.get("dies")) if "broken" in part else nullcontext():
+                train_seeds(load_recipe(recipe, [*overrides, *part["overrides"]]), accelerator)
             assert part["stop_after"] is None
         except Interrupted:
             assert part["stop_after"] is not None
+        except Died:
+            assert part["dies"] is not None
     accelerator.end_training()
 
 

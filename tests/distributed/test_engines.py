@@ -19,6 +19,7 @@ from llmcls.engine.accelerator import REHEARSAL
 from llmcls.predict import main as predict
 from llmcls.recipe.load import load_recipe
 from llmcls.train import train_seeds
+from tests.distributed.trouble import trouble
 from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
@@ -35,15 +36,18 @@ ENGINES = {
 }
 # 160 training rows, 16 a step: 10 steps an epoch. The run is cut in the middle of its second epoch.
 CUT = 13
+# A step in which the last rank has no loss, and a death between two evaluations.
+TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
 
 
 @dataclass
 class Trained:
-    """Folders of what one engine trained on two processes: whole, cut short, and resumed from one process."""
+    """Folders of what one engine trained on two processes: whole, cut short, resumed from one process, in trouble."""
 
     whole: Path
     half: Path
     from_one: Path
+    troubled: Path
     reports: list[dict[str, float]]
 
 
@@ -135,10 +139,13 @@ def trained(request, recipe: Path, alone, tmp_path_factory) -> tuple[str, Traine
         {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
         {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
         {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
+        {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "stop_after": None, "broken": 2, "dies": 5},
+        {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "stop_after": None, "broken": 2, "dies": None},
     ]
     launch(recipe, profile, overrides, plan, reports)
     found = [json.loads((reports / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    return name, Trained(run_folder(recipe, f"{name}-whole"), run_folder(recipe, f"{name}-half"), from_one, found)
+    folders = [run_folder(recipe, f"{name}-{kind}") for kind in ("whole", "half")]
+    return name, Trained(*folders, from_one, run_folder(recipe, f"{name}-troubled"), found)
 
 
 def losses(run: Path) -> list[float]:
@@ -222,6 +229,24 @@ def test_a_checkpoint_of_one_process_resumes_with_two(trained, alone) -> None:
     name, runs = trained
     assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])[0]), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(trained, recipe: Path) -> None:
+    name, runs = trained
+    alone = f"exp.run_name=alone-troubled-{name}"
+    with trouble(2, None):
+        train_here(recipe, alone, "gradient_accumulation_steps=4", *TROUBLED, *ENGINES[name][1])
+    curves = []
+    for run in (runs.troubled, run_folder(recipe, alone.partition("=")[2])):
+        assert json.loads((run / "checkpoints/last/progress.json").read_text())["skipped_steps"] == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+        curves.append({x["step"]: (x["loss"], x["gradient_norm"]) for x in lines if x["split"] == "train"})
+    assert list(curves[0]) == list(curves[1]) == [1, 2, 4, 5, 6, 7, 8]
+    for step, found in curves[0].items():
+        assert found == pytest.approx(curves[1][step], rel=1e-3), step
+    # It died before the sixth step, with no evaluation before, and did not take the third step again.
+    log = (runs.troubled / "log.txt").read_text(encoding="utf-8")
+    assert log.count("step 3: the gradient is not a number, so the step is left out (1 of at most 10)") == 1
 
 
 @pytest.mark.parametrize("profile", ["fsdp", "zero3"])

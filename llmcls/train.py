@@ -49,7 +49,8 @@ from llmcls.results.report import render_experiment_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
 from llmcls.results.seal import finish_run
 from llmcls.results.summary import write_summary
-from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
+from llmcls.training.best_checkpoints import load_best
+from llmcls.training.checkpoints import Progress, load_last, save_model
 from llmcls.training.claim import claim_run_folder, claim_validation_rows, claimed_experiment
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run

@@ -70,6 +70,21 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
 
 
+def test_a_run_that_died_before_it_saved_anything_does_not_block_another_recipe(write_recipe, monkeypatch) -> None:
+    recipe = write_recipe(train__max_steps=2)
+
+    def dies(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", dies)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            train(recipe)
+    run = train(recipe, "train.learning_rate=5e-3") / "run_0"
+    assert "learning_rate: 0.005" in (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert metrics_of(run)["steps"] == 2
+
+
 def test_a_folder_that_another_training_uses_is_left_alone(write_recipe, tmp_path: Path, capsys) -> None:
     recipe, folder = write_recipe(), tmp_path / "outputs" / "tiny-llama" / "products"
     with locked(ExperimentFolder(folder).lock, str(folder)):

@@ -240,6 +240,9 @@ def conflict_with(folder: RunFolder, recipe: Recipe, seed: int) -> str | None:
         if folder.path.exists() and not all(path.name.endswith(".partial") for path in folder.path.iterdir()):
             raise UserError(f"{folder.path} is not empty, and holds no run; move its files away")
         return None
+    if not checkpoints.exists() and not folder.model.exists() and not folder.metrics.exists():
+        # It died before it saved anything, so nothing would be lost.
+        return None
     old = saved_recipe(folder)
     differing = differing_keys(old, recipe)
     if old["exp"].get("seeds") != [seed]:

@@ -10,6 +10,7 @@ from llmcls.common.files import read_json, write_json, write_text
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
+from llmcls.results.markdown import escaped
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.verdict import verdict_on
 
@@ -49,7 +50,7 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
     verdict = verdict_on(runs)
     summary["verdict"] = verdict.as_json() if verdict else None
     write_json(experiment.summary_json, summary)
-    lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
+    lines = [f"# {escaped(experiment.path.parts[-2])} / {escaped(experiment.path.name)}", ""]
     lines += [verdict.sentence(), ""] if verdict else []
     for split in splits:
         others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}

@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llmcls.common.files import current_folder, read_json, replacing_folder, write_json
+from llmcls.common.files import read_json, replacing_folder, write_json
 from llmcls.common.manifest import damage, write_manifest
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
@@ -39,10 +38,11 @@ from llmcls.engine.shards import torch_optimizer
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
+from llmcls.training.best_checkpoints import WEIGHTS, require_best
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
+OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 
 
 @dataclass
@@ -186,7 +186,7 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     by_main = from_main(accelerator, progress)
     require_same(progress, by_main, last)
     assert progress is not None, "the main process has read it"
-    on_main(accelerator, lambda: _require_best(run, last, progress))
+    on_main(accelerator, lambda: require_best(run, last, progress.step, progress.best_step))
     load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
     saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
     kind = type(torch_optimizer(optimizer)).__name__
@@ -218,33 +218,6 @@ def read_progress(checkpoint: Path) -> Progress:
         ) from None
 
 
-def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
-    """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
-    weights = trained_weights(accelerator, model)
-    with first_process_first(accelerator, accelerator.is_main_process):
-        if not accelerator.is_main_process:
-            return
-        kept = 1
-        while kept < keep and run.best_checkpoint(kept).exists():
-            kept += 1
-        for rank in range(kept, 1, -1):
-            newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
-            if newer.exists():
-                shutil.rmtree(older, ignore_errors=True)
-                # The best stays where it is until its successor is written, so a crash here loses none.
-                if rank == 2:
-                    shutil.copytree(newer, older)
-                else:
-                    os.replace(newer, older)
-        _write_best(run, weights, step)
-
-
-def _write_best(run: RunFolder, weights: dict[str, torch.Tensor], step: int) -> None:
-    with replacing_folder(run.best_checkpoint()) as temporary:
-        save_file(weights, temporary / WEIGHTS, metadata={"step": str(step)})
-        write_manifest(temporary, temporary.iterdir())
-
-
 def intact_checkpoint(run: RunFolder) -> Path | None:
     """The newest checkpoint of a run that is as it was written; None if there is no checkpoint.
 
@@ -272,56 +245,6 @@ def intact_checkpoint(run: RunFolder) -> Path | None:
     return None
 
 
-def _require_best(run: RunFolder, checkpoint: Path, progress: Progress) -> None:
-    """Check the weights of the best evaluation, and write them again if the checkpoint has the same.
-
-    Raises
-    ------
-    UserError
-        If they are damaged, and nothing else holds them.
-    """
-    if progress.best_step is None:
-        return
-    best = current_folder(run.best_checkpoint()) or run.best_checkpoint()
-    problem = damage(best)
-    if problem is None:
-        return
-    if progress.best_step != progress.step:
-        raise UserError(f"{best} is damaged: {problem}; no other checkpoint has its weights; remove {run.path}")
-    log.warning("%s is damaged (%s); it is written again from %s", best, problem, checkpoint)
-    _write_best(run, load_file(checkpoint / WEIGHTS), progress.step)
-
-
-def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
-    """Restore the weights of `checkpoints/best` into the model. Collective.
-
-    Raises
-    ------
-    UserError
-        If they are missing or damaged.
-    """
-
-    def intact() -> Path:
-        best = current_folder(run.best_checkpoint()) or run.best_checkpoint()
-        problem = damage(best)
-        if problem:
-            raise UserError(f"{best} is damaged: {problem}; restore it, or remove {run.path} to train again")
-        return best
-
-    best = on_main(accelerator, intact)
-    step = _saved_step(best)
-    require_same(step, from_main(accelerator, step), best)
-    load_trained_weights(accelerator, model, load_file(best / WEIGHTS))
-
-
-def _saved_step(checkpoint: Path) -> str | None:
-    """The step stored with the weights of a checkpoint folder; None if this machine does not see them."""
-    if not (checkpoint / WEIGHTS).is_file():
-        return None
-    with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
-        return (file.metadata() or {}).get("step", "")
-
-
 def save_model(
     run: RunFolder, accelerator: Accelerator, model: nn.Module, tokenizer: Any, labels: LabelSpace, recipe: Recipe
 ) -> None:
@@ -339,6 +262,7 @@ def save_model(
             state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
             if hasattr(inner, "peft_config"):
                 inner.save_pretrained(temporary, state_dict=state)
+                _sort_modules(temporary / "adapter_config.json")
             else:
                 frozen = {n: t.detach().cpu() for n, t in inner.state_dict().items() if n not in state}
                 inner.save_pretrained(temporary, state_dict={**frozen, **state})
@@ -346,3 +270,12 @@ def save_model(
             write_json(temporary / run.labels.name, dataclasses.asdict(labels))
             text = recipe_to_yaml(recipe)
             (temporary / run.model_recipe.name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _sort_modules(adapter_config: Path) -> None:
+    """Write the names of the adapted modules in an order of their own: peft has them in a set."""
+    config = read_json(adapter_config)
+    for name, value in config.items():
+        if name.endswith("_modules") and isinstance(value, list):
+            config[name] = sorted(value)
+    write_json(adapter_config, config)

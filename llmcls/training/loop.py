@@ -23,7 +23,8 @@ from llmcls.engine.accelerator import any_rank, gradients_kept_local
 from llmcls.engine.shards import check_shards
 from llmcls.evaluation.scoring import Scorer, score_split
 from llmcls.recipe.defaults import selection_metric
-from llmcls.training.checkpoints import Progress, save_best
+from llmcls.training.best_checkpoints import save_best
+from llmcls.training.checkpoints import Progress
 from llmcls.training.finite import GradientWatch, Taken, gradient_norm, step_if_finite
 from llmcls.training.interval import LoggingInterval
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate

@@ -224,8 +224,18 @@ def duration(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Remove the lines that an interrupted run logged after the step it resumes from."""
+    """Remove the lines that an interrupted run logged after the step it resumes from, and those that are damaged.
+
+    The end of a run is done again, so its lines go as well.
+    """
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        write_text(path, "".join(line + "\n" for line in lines if _stays(line, step)))
+
+
+def _stays(line: str, step: int) -> bool:
+    try:
+        values = json.loads(line)
+        return bool(values["step"] <= step and not values["split"].startswith("final_"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False

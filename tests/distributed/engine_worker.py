@@ -2,8 +2,9 @@
 
     engine_worker.py RECIPE PLAN.json REPORTS key=value ...
 
-PLAN.json is a list of ``{"overrides": [...], "stop_after": N or null}``. Each rank writes what it held of the
-model and the optimizer after the first step of a run to REPORTS/<run name>-rank<R>.json.
+PLAN.json is a list of ``{"overrides": [...], "stop_after": N or null}``, some with "broken" and "dies" for `trouble`.
+Each rank writes what it held of the model and the optimizer after the first step of a run to
+REPORTS/<run name>-rank<R>.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.rehearsal.cpu_stand_in import stand_in_for_gpus
 from llmcls.train import train_seeds
 from llmcls.training import loop
+from tests.distributed.trouble import Died, trouble
 
 
 class ReportedShards:
@@ -62,10 +65,13 @@ def main(argv: list[str]) -> None:
         check_and_report.of(changed.exp.run_name, accelerator)
         os.environ[STOP_AFTER] = str(part["stop_after"] or -1)
         try:
-            train_seeds(changed, accelerator)
+            with trouble(part.get("broken"), part.get("dies")) if "broken" in part else nullcontext():
+                train_seeds(changed, accelerator)
             assert part["stop_after"] is None
         except Interrupted:
             assert part["stop_after"] is not None
+        except Died:
+            assert part["dies"] is not None
     assert accelerator is not None
     accelerator.end_training()
 

@@ -19,6 +19,7 @@ from llmcls.engine.accelerator import REHEARSAL
 from llmcls.predict import main as predict
 from llmcls.recipe.load import load_recipe
 from llmcls.train import train_seeds
+from tests.distributed.trouble import trouble
 from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
@@ -42,15 +43,18 @@ MORE_RUNS = {
     "zero2": {"bf16": BF16},
     "zero3": {"skewed": SKEWED, "full": FULL},
 }
+# A step in which the last rank has no loss, and a death between two evaluations.
+TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
 
 
 @dataclass
 class Trained:
-    """Folders of what one engine trained on two processes: whole, cut short, resumed from one process, `MORE_RUNS`."""
+    """Folders of what one engine trained on two processes: see the plan in `on_engine`, and `MORE_RUNS`."""
 
     whole: Path
     half: Path
     from_one: Path
+    troubled: Path
     more: dict[str, Path]
     reports: Path
 
@@ -148,6 +152,9 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
                 {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
                 {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
             ]
+            for dies in (5, None):
+                trouble_in = {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "broken": 2, "dies": dies}
+                plan.append(trouble_in | {"stop_after": None})
             for kind, changed in more.items():
                 plan.append({"overrides": [f"exp.run_name={name}-{kind}", *changed], "stop_after": None})
             reports = tmp_path_factory.mktemp("reports")
@@ -156,6 +163,7 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
                 run_folder(recipe, f"{name}-whole"),
                 run_folder(recipe, f"{name}-half"),
                 from_one,
+                run_folder(recipe, f"{name}-troubled"),
                 {kind: run_folder(recipe, f"{name}-{kind}") for kind in more},
                 reports,
             )
@@ -263,6 +271,26 @@ def test_a_checkpoint_of_one_process_resumes_with_two(trained, alone) -> None:
     name, runs = trained
     assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(trained, recipe: Path) -> None:
+    name, runs = trained
+    overrides = ENGINES[name][1]
+    alone = f"alone-troubled{'-4bit' if overrides else ''}"
+    with trouble(2, None):
+        # With a run that is there already, this does nothing.
+        train_here(recipe, f"exp.run_name={alone}", "gradient_accumulation_steps=4", *TROUBLED, *overrides)
+    curves = []
+    for run in (runs.troubled, run_folder(recipe, alone)):
+        assert json.loads((run / "checkpoints/last/progress.json").read_text())["skipped_steps"] == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+        curves.append({x["step"]: (x["loss"], x["gradient_norm"]) for x in lines if x["split"] == "train"})
+    assert list(curves[0]) == list(curves[1]) == [1, 2, 4, 5, 6, 7, 8]
+    for step, found in curves[0].items():
+        assert found == pytest.approx(curves[1][step], rel=1e-3), step
+    # It died before the sixth step, with no evaluation before, and did not take the third step again.
+    log = (runs.troubled / "log.txt").read_text(encoding="utf-8")
+    assert log.count("step 3: the gradient is not a number, so the step is left out (1 of at most 10)") == 1
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from llmcls.common.files import write_json
 from llmcls.common.signals import STOP_AFTER
@@ -21,8 +20,9 @@ from llmcls.recipe import defaults
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.train import main
-from llmcls.training import checkpoints
-from llmcls.training.checkpoints import WEIGHTS, Progress, load_best, load_last, read_progress, save_best, save_last
+from llmcls.training import best_checkpoints, checkpoints
+from llmcls.training.best_checkpoints import WEIGHTS, load_best, save_best
+from llmcls.training.checkpoints import Progress, load_last, read_progress, save_last
 from tests.common.test_manifest import DAMAGES
 from tests.helpers import metrics_of, train
 from tests.model.helpers import TEXTS, build, lengths_of, packed_row
@@ -58,24 +58,6 @@ def test_the_best_model_is_kept_and_training_stops_early(write_recipe) -> None:
 def head_of(model: torch.nn.Module) -> torch.Tensor:
     """The trained weight of the classification head."""
     return next(p for n, p in model.named_parameters() if p.requires_grad and "score" in n)
-
-
-def test_earlier_best_models_are_kept_in_order(write_recipe, tmp_path: Path) -> None:
-    run, accelerator, model = RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe())
-    for step in (1, 2, 3, 4):
-        torch.nn.init.constant_(head_of(model), step)
-        save_best(run, accelerator, model, keep=3, step=step)
-    saved = [load_file(run.best_checkpoint(rank) / WEIGHTS) for rank in (1, 2, 3)]
-    assert [next(w for n, w in s.items() if "score" in n)[0, 0].item() for s in saved] == [4.0, 3.0, 2.0]
-    assert not run.best_checkpoint(4).exists()
-    torch.nn.init.zeros_(head_of(model))
-    load_best(run, accelerator, model)
-    assert float(head_of(model)[0, 0].detach()) == 4.0
-
-
-def test_a_run_without_a_best_model_says_so(write_recipe, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"best is damaged: manifest\.json is missing"):
-        load_best(RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe()))
 
 
 def test_a_checkpoint_restores_weights_optimizer_and_progress(write_recipe, tmp_path: Path) -> None:
@@ -218,8 +200,9 @@ def on_a_blind_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def told(*by_main: Any) -> None:
         answers = list(by_main)
-        for name in ("from_main", "on_main"):
-            monkeypatch.setattr(checkpoints, name, lambda accelerator, own: answers.pop(0))
+        for module in (checkpoints, best_checkpoints):
+            for name in ("from_main", "on_main"):
+                monkeypatch.setattr(module, name, lambda accelerator, own: answers.pop(0))
 
     return told
 
@@ -247,3 +230,12 @@ def test_a_rank_starts_anew_if_only_it_sees_a_checkpoint(write_recipe, tmp_path:
     save_last(run, accelerator, model, optimizer, Progress(seed=7, global_batch_size=16, step=1))
     on_a_blind_rank(None)
     assert load_last(run, accelerator, model, optimizer) is None
+
+
+def test_any_order_of_modules_is_written_sorted(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    write_json(path, {"target_modules": ["v", "q", "k"], "rank_pattern": {}, "exclude_modules": None})
+    checkpoints._sort_modules(path)
+    assert json.loads(path.read_text()) == {
+        "target_modules": ["k", "q", "v"], "rank_pattern": {}, "exclude_modules": None
+    }  # fmt: skip

@@ -9,7 +9,7 @@ from llmcls.common.signals import Interrupted
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
-from llmcls.training.tracking import RunLog, StepDisplay
+from llmcls.training.tracking import RunLog, StepDisplay, _drop_after
 from tests.helpers import read_lines, train
 
 
@@ -106,3 +106,11 @@ def test_without_a_terminal_progress_is_log_lines(log_lines: list[str]) -> None:
     display.report(1, values, 61.0)
     display.close()
     assert log_lines == ["step 1/10  epoch 0.10  loss 0.5000  3.0 samples/s  100 tokens/s  lr 1.00e-03  1:01 left"]
+
+
+def test_the_lines_of_an_interrupted_end_are_dropped_as_damaged_ones_are(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 4, "split": "train", "loss": 1}', '{"step": 4, "split": "final_test", "loss": 1}', '{"step": 5']
+    path.write_text("\n".join([*lines, '{"a": {}', "\ufffd", '{"step": 8, "split": "train"}', "[]", ""]))
+    _drop_after(path, 4)
+    assert path.read_text() == lines[0] + "\n"

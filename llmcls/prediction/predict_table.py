@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,21 @@ from llmcls.results.predictions import Predictions
 log = logging.getLogger(__name__)
 
 
-def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+def predict_table(
+    run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator, kind: str = "jsonl"
+) -> dict[str, Any] | None:
     """Predict every row of a table. Collective; the main process writes.
 
     Parameters
     ----------
     run : FinishedRun
     input_path : str
-        CSV, TSV, JSONL or Parquet with the text columns of the recipe.
+        CSV, TSV, Excel, JSONL or Parquet with the text columns of the recipe.
     output : Path
-        The JSONL file. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
+        The file to write. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
     accelerator : Accelerator
+    kind : str
+        The format of the output: "jsonl", "csv" or "parquet".
 
     Returns
     -------
@@ -62,7 +67,7 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
     thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
     calibration = load_calibration(run.folder.calibration)
-    partial = ResumablePredictions(output, run.labels)
+    partial = ResumablePredictions(output, run.labels, kind)
     # Only the main process reads and writes the output; the other ranks learn from it where to start.
     rows_done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     if accelerator.is_main_process:
@@ -87,16 +92,16 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
             marks = multi_hot(split.labels, len(run.labels.names))
             metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
-            write_metrics(output, metrics, run.labels)
+            write_metrics(output, metrics, run.labels, str(run.folder.path))
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
     return metrics
 
 
-def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace) -> None:
-    """Write the metrics of a prediction beside it, and log the main ones."""
+def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace, who: str) -> None:
+    """Write the metrics of a prediction beside it, and log the main ones of ``who`` predicted."""
     write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
-    log.info(headline_text(metrics, labels.problem_type))
+    log.info("%s: %s", who, headline_text(metrics, labels.problem_type))
 
 
 def signature(run: FinishedRun, input_path: str) -> str:
@@ -117,5 +122,8 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     with first_process_first(accelerator, accelerator.is_local_main_process):
         table = read_table(input_path, "--input", run.recipe.data, insist=False)
         labelled = all(column in table.column_names for column in run.labels.columns)
-        tokenizer = load_tokenizer(run.recipe.model)
-        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)
+        recipe, tokenizer = run.recipe, load_tokenizer(run.recipe.model)
+        if recipe.data.id_column and recipe.data.id_column not in table.column_names:
+            log.warning("%s has no column %r; its rows are numbered from 0", input_path, recipe.data.id_column)
+            recipe = replace(recipe, data=replace(recipe.data, id_column=None))
+        return tokenize_split(table, "input", input_path, recipe, tokenizer, run.labels, labelled)

@@ -10,6 +10,7 @@ import numpy as np
 from llmcls.common.files import read_json, write_json
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines
 
 
@@ -27,10 +28,12 @@ class ResumablePredictions:
     ----------
     output : Path
     labels : LabelSpace
+    kind : str
+        The format of the output, see `write_lines`.
     """
 
-    def __init__(self, output: Path, labels: LabelSpace) -> None:
-        self.output, self.labels = output, labels
+    def __init__(self, output: Path, labels: LabelSpace, kind: str = "jsonl") -> None:
+        self.output, self.labels, self.kind = output, labels, kind
         self._lines = output.with_name(f"{output.name}.partial")
         self._logits = output.with_name(f"{output.name}.partial.logits")
         self._state = output.with_name(f"{output.name}.partial.json")
@@ -82,7 +85,12 @@ class ResumablePredictions:
         return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
 
     def finish(self) -> None:
-        """Give the output its name, and remove the other files."""
-        os.replace(self._lines, self.output)
+        """Give the output its name and format, and remove the other files."""
+        if self.kind == "jsonl":
+            os.replace(self._lines, self.output)
+        else:
+            with self._lines.open(encoding="utf-8") as lines:
+                write_lines(lines, self.output, self.labels, self.kind)
+            self._lines.unlink()
         self._logits.unlink()
         self._state.unlink()

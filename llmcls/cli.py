@@ -16,6 +16,7 @@ from llmcls.common.command import run_command
 COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
     "predict": ("Train and predict", "Classify texts with a trained run: a table, standard input, or one text."),
+    "init": ("Before training", "Look at a table, and write a commented recipe for it."),
     "check": ("Before training", "Check a recipe, its data and its model, without training."),
     "doctor": ("Before training", "Find out whether training works on this machine."),
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),

@@ -14,7 +14,8 @@ from tests.helpers import ROOT
 # A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
 LAYERS = {
     "common": 0, "recipe": 1, "data": 2, "model": 3, "engine": 4, "evaluation": 5, "results": 6,
-    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "search": 8, "rehearsal": 8, "diagnosis": 9,
+    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "intake": 7, "search": 8, "rehearsal": 8,
+    "diagnosis": 9,
 }  # fmt: skip
 COMMANDS = 10
 LONGEST = 350

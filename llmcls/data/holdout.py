@@ -118,7 +118,12 @@ def rows_of_split(recipe: Recipe, split: str, labels: LabelSpace | None = None) 
     values = np.array(found, np.float32 if labels.multi_label else np.int64)
     digests = np.array([text_digest(text) for text in whole_texts(table, data)], np.int64)
     held = held_out_rows(values, digests, labels, data)
-    return held if split == "validation" else np.setdiff1d(np.arange(len(table)), held)
+    return held if split == "validation" or held is None else kept_rows(held, len(table))
+
+
+def kept_rows(held: np.ndarray, count: int) -> np.ndarray:
+    """The rows of a file of ``count`` rows that are not held out, int64, in its order."""
+    return np.setdiff1d(np.arange(count), held)
 
 
 def _sparse_marks(values: np.ndarray, count: int) -> sparse.csr_matrix:

@@ -14,9 +14,8 @@ import numpy as np
 
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
-from llmcls.data.holdout import held_out_rows
+from llmcls.data.holdout import kept_rows, rows_of_split
 from llmcls.data.labels import LabelSpace, multi_hot, read_labels
-from llmcls.data.splits import text_digest
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
@@ -209,11 +208,10 @@ def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]
         cells = {column: table[column][:] for column in labels.columns}
         split_values = read_labels(cells, list(range(len(table))), labels, path)
         values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
-    if data.validation_split is not None:
-        digests = np.array([text_digest(text) for text in texts["train"]], np.int64)
-        held = held_out_rows(values["train"], digests, labels, data)
+    held = rows_of_split(recipe, "validation", labels)
+    if held is not None:
         _keep(texts, values, "validation", held)
-        _keep(texts, values, "train", np.setdiff1d(np.arange(len(digests)), held))
+        _keep(texts, values, "train", kept_rows(held, len(texts["train"])))
     _keep(texts, values, "train", chosen_rows(values["train"], labels, data))
     return texts, values
 

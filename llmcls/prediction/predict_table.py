@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,27 @@ from llmcls.results.predictions import Predictions
 log = logging.getLogger(__name__)
 
 
-def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+def predict_table(
+    run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator, kind: str = "jsonl"
+) -> dict[str, Any] | None:
     """Predict every row of a table. Collective; the main process writes.
 
     Parameters
     ----------
     run : FinishedRun
     input_path : str
-        CSV, TSV, JSONL or Parquet with the text columns of the recipe.
+        CSV, TSV, Excel, JSONL or Parquet with the text columns of the recipe.
     output : Path
-        The JSONL file. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
+        The file to write. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
     accelerator : Accelerator
+    kind : str
+        The format of the output: "jsonl", "csv" or "parquet".
 
     Returns
     -------
     The metrics, on the main process, if the input has the label columns.
     """
-    partial = ResumablePredictions(output, run.labels)
+    partial = ResumablePredictions(output, run.labels, kind)
 
     def resume() -> int | None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,7 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
             marks = multi_hot(split.labels, len(run.labels.names))
             metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
-            write_metrics(output, metrics, run.labels)
+            write_metrics(output, metrics, run.labels, str(run.folder.path))
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
     return metrics
@@ -107,10 +112,10 @@ def _read_metrics(output: Path) -> dict[str, Any] | None:
     return metrics
 
 
-def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace) -> None:
-    """Write the metrics of a prediction beside it, and log the main ones."""
+def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace, who: str) -> None:
+    """Write the metrics of a prediction beside it, and log the main ones of ``who`` predicted."""
     write_json(_metrics_of(output), metrics)
-    log.info(headline_text(metrics, labels.problem_type))
+    log.info("%s: %s", who, headline_text(metrics, labels.problem_type))
 
 
 def signature(run: FinishedRun, input_path: str) -> str:
@@ -131,5 +136,8 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     with first_process_first(accelerator, accelerator.is_local_main_process):
         table = read_table(input_path, "--input", run.recipe.data, insist=False)
         labelled = all(column in table.column_names for column in run.labels.columns)
-        tokenizer = load_tokenizer(run.recipe.model)
-        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)
+        recipe, tokenizer = run.recipe, load_tokenizer(run.recipe.model)
+        if recipe.data.id_column and recipe.data.id_column not in table.column_names:
+            log.warning("%s has no column %r; its rows are numbered from 0", input_path, recipe.data.id_column)
+            recipe = replace(recipe, data=replace(recipe.data, id_column=None))
+        return tokenize_split(table, "input", input_path, recipe, tokenizer, run.labels, labelled)

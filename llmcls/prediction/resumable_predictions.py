@@ -13,6 +13,7 @@ from llmcls.common.manifest import Entry, entry_of
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines
 
 
@@ -30,10 +31,12 @@ class ResumablePredictions:
     ----------
     output : Path
     labels : LabelSpace
+    kind : str
+        The format of the output, see `write_lines`.
     """
 
-    def __init__(self, output: Path, labels: LabelSpace) -> None:
-        self.output, self.labels = output, labels
+    def __init__(self, output: Path, labels: LabelSpace, kind: str = "jsonl") -> None:
+        self.output, self.labels, self.kind = output, labels, kind
         self._lines = output.with_name(f"{output.name}.partial")
         self._logits = output.with_name(f"{output.name}.partial.logits")
         self._state = output.with_name(f"{output.name}.partial.json")
@@ -79,10 +82,16 @@ class ResumablePredictions:
         return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
 
     def finish(self) -> None:
-        """Give the output its name, and remove the other files; the state last, so that this can be resumed."""
+        """Give the output its name and format, and remove the other files; the state last, so that it can be resumed."""
         sync(self._lines)
-        write_json(self._state, self._read_state() | {"complete": entry_of(self._lines)})
-        os.replace(self._lines, self.output)
+        if self.kind == "jsonl":
+            write_json(self._state, self._read_state() | {"complete": entry_of(self._lines)})
+            os.replace(self._lines, self.output)
+        else:
+            with self._lines.open(encoding="utf-8") as lines:
+                write_lines(lines, self.output, self.labels, self.kind)
+            write_json(self._state, self._read_state() | {"complete": entry_of(self.output)})
+            self._lines.unlink()
         self._logits.unlink(missing_ok=True)
         self._state.unlink()
 
@@ -96,13 +105,13 @@ class ResumablePredictions:
 
     def _finish_again(self, complete: Entry) -> bool:
         """Finish predictions of which all rows were written; False if they are not there any more."""
-        if self._lines.is_file() and entry_of(self._lines) == complete:
+        if self.kind == "jsonl" and self._lines.is_file() and entry_of(self._lines) == complete:
             self.finish()
-        elif not self._lines.is_file() and self.output.is_file() and entry_of(self.output) == complete:
-            self._logits.unlink(missing_ok=True)
-            self._state.unlink()
-        else:
+            return True
+        if not self.output.is_file() or entry_of(self.output) != complete:
             return False
+        for rest in (self._lines, self._logits, self._state):
+            rest.unlink(missing_ok=True)
         return True
 
     def _keep_whole_chunks(self) -> int:

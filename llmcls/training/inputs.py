@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
-import numpy as np
 from accelerate import Accelerator, PartialState
 
 from llmcls.data.findings import warn_about_leaks, warn_about_rows
-from llmcls.data.holdout import held_out_rows
+from llmcls.data.holdout import held_out_rows, kept_rows
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.subset import chosen_rows, part_of
@@ -60,7 +59,7 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
         held = held_out_rows(whole.known_labels, whole.known_digests, labels, data)
         if held is not None:
             splits["validation"] = replace(part_of(whole, held), name="validation")
-            whole = part_of(whole, np.setdiff1d(np.arange(len(whole)), held))
+            whole = part_of(whole, kept_rows(held, len(whole)))
         rows = chosen_rows(whole.known_labels, labels, data)
         splits["train"] = whole if rows is None else part_of(whole, rows)
         for name, path in data.files().items():

@@ -369,8 +369,8 @@ def main(argv: list[str] | None = None) -> None:
                             photograph(page, out / f"{name}-{width}-{theme}.png", width, theme == "dark")
                     print_page(page, out / f"{name}.pdf")
     if arguments.readme:
-        small(out / "10-seeds-1400-light.png", IMAGES / "report-light.png", (140, 0, 1260, 900), 840)
-        small(out / "77-seeds-1400-dark.png", IMAGES / "report-dark.png", (140, 0, 1260, 900), 840)
+        small(out / "10-seeds-1400-light.png", IMAGES / "report-result.png", (140, 0, 1260, 870), 840)
+        small(out / "10-seeds-1400-dark.png", IMAGES / "report-training.png", (140, 1000, 1260, 2150), 840)
 
 
 if __name__ == "__main__":

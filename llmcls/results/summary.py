@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
+from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.next_steps import next_steps
+from llmcls.results.report_source import Source, read_seed
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.verdict import verdict_on
 
@@ -48,6 +50,9 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
         at_half = _over_seeds([r.get("at_half", {}).get(split, {}) for r in results], AT_HALF_METRICS)
         summary[split] |= {f"{name} at 0.5": entry for name, entry in at_half.items()}
     summary["training"] = [r["training"] for r in results]
+    labels = LabelSpace(**read_json(runs[0].labels))
+    source = Source(recipe, labels, [read_seed(run, found) for run, found in zip(runs, results, strict=True)])
+    summary["intervals"] = {"split": source.splits[-1], **source.intervals} if source.intervals else None
     verdict = verdict_on(runs)
     summary["verdict"] = verdict.as_json() if verdict else None
     summary["next_steps"] = next_steps(verdict, recipe, results)

@@ -1,6 +1,7 @@
-"""Tune the thresholds of a finished run again: ``python -m llmcls.thresholds --run RUN --metric f1_macro``.
+"""Tune the thresholds of a finished run again: ``python -m llmcls.thresholds --run RUN --metric f1_macro [--apply]``.
 
-What is not given is as in the recipe of the run.
+What is not given is as in the recipe of the run. The command shows what would change. With ``--apply`` it writes the
+new thresholds, decisions and metrics, and renders reports, model card and summary again.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Any
 
 from llmcls.common.command import command_parser, run_command
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.thresholds import Thresholds
 from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.metric_names import POSITIVE_METRICS, headline, metric_names
 from llmcls.recipe.objective import parse_objective
-from llmcls.results.finished_runs import FinishedRun, open_run, retune
+from llmcls.results.finished_runs import FinishedRun, Retuned, apply_retuned, open_run, retune, runs_in
 from llmcls.results.model_card import render_model_card
-from llmcls.results.report import render_report
+from llmcls.results.report import render_experiment_report, render_report
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.summary import render_summary
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Tune on the validation predictions of a run, apply the new thresholds, and print what changed."""
+    """Tune on the validation predictions of a run, print what changes, and write it if that is wanted."""
     parser = command_parser("thresholds", "Tune the thresholds of a finished run again, without training.")
     parser.add_argument("--run", required=True, help="a run folder, outputs/.../run_0")
     parser.add_argument(
@@ -34,21 +37,54 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--at-least-one", action=argparse.BooleanOptionalAction, help="whether every text gets at least one label"
     )
+    parser.add_argument("--apply", action="store_true", help="write what is shown; without it, nothing is written")
     arguments = parser.parse_args(argv)
     if (arguments.shrinkage or 0) < 0 or not 0 < arguments.value < 1:
         raise UserError("--shrinkage must be 0 or more, and --value between 0 and 1")
     _check_metric(arguments.metric)
     run = open_run(RunFolder(Path(arguments.run)))
-    thresholds, changes = retune(run, _tuning(run, arguments))
-    render_report(run.folder)
-    render_model_card(run.folder)
-    for name, value in zip(run.labels.names, thresholds.values, strict=True):
-        print(f"  {name:30} {value:.4f}")
-    reason = f" ({thresholds.reason})" if thresholds.reason else ""
-    print(f"rule {thresholds.rule}{reason}")
-    for split, (old, new) in changes.items():
-        shown = headline(run.labels.problem_type).items()
-        print(f"{split:10}  " + "  ".join(f"{words} {_number(old, m)} -> {_number(new, m)}" for m, words in shown))
+    retuned = retune(run, _tuning(run, arguments))
+    for line in _changes(run, retuned):
+        print(line)
+    if not arguments.apply:
+        print("nothing was written; give --apply to write the new thresholds, decisions, metrics and reports")
+        return
+    apply_retuned(run, retuned)
+    print(f"written: {run.folder.thresholds}")
+    for path in _render_again(run.folder):
+        print(f"written: {path}")
+
+
+def _changes(run: FinishedRun, retuned: Retuned) -> list[str]:
+    """The thresholds of each label, the rule, and the metrics of each split, before and after."""
+    old, new = retuned.before, retuned.after
+    width = max(5, *(len(name) for name in run.labels.names))
+    lines = [f"  {'label':{width}}  before   after"]
+    stored = [f"{value:.4f}" for value in old.values] if old else ["-".rjust(6)] * len(new.values)
+    for name, before_it, value in zip(run.labels.names, stored, new.values, strict=True):
+        lines.append(f"  {name:{width}}  {before_it}  {value:.4f}")
+    lines.append(
+        f"rule      {_rule(old) if old else 'unknown'} -> {_rule(new)}{f' ({new.reason})' if new.reason else ''}"
+    )
+    shown = headline(run.labels.problem_type).items()
+    for split, (before, after) in retuned.changes.items():
+        numbers = "  ".join(f"{words} {_number(before, m)} -> {_number(after, m)}" for m, words in shown)
+        lines.append(f"{split:10}{numbers}")
+    return lines
+
+
+def _rule(thresholds: Thresholds) -> str:
+    """A rule and what it is tuned for."""
+    return f"{thresholds.rule} for {thresholds.metric}" if thresholds.metric else thresholds.rule
+
+
+def _render_again(run: RunFolder) -> list[Path]:
+    """Render all that shows the decisions of a run; returns the paths."""
+    written = [render_report(run), render_model_card(run)]
+    if run.experiment.summary.is_file():
+        runs = runs_in(run.experiment.path)
+        written += [render_summary(runs), render_experiment_report(runs)]
+    return written
 
 
 def _check_metric(metric: str | None) -> None:

@@ -123,6 +123,7 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         summary = write_summary(experiment, runs)
         log.info("report: %s", render_experiment_report(runs))
+        # The verdict, at the end of the summary, is the last thing on the screen.
         log.info("summary: %s\n%s", experiment.summary, summary)
 
 

@@ -82,7 +82,7 @@ class ResumablePredictions:
         return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
 
     def finish(self) -> None:
-        """Give the output its name and format, and remove the other files; the state last, so that it can be resumed."""
+        """Give the output its name and format, and remove the rest; the state last, so that this can be resumed."""
         sync(self._lines)
         if self.kind == "jsonl":
             write_json(self._state, self._read_state() | {"complete": entry_of(self._lines)})

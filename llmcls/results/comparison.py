@@ -1,7 +1,8 @@
 """Compare runs: is one side better, or is the difference noise?
 
 The rows of both sides are resampled together. A difference counts if 95 % of the resamples agree on its sign. Between
-seeds of the same recipe, no difference counts.
+seeds of the same recipe, no difference counts. If the sides decide by different rules for thresholds, only their
+difference by the same rule is one of the models.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import interval_names, paired_differences, resampled
 from llmcls.recipe.differences import same_but_for_seeds
 from llmcls.results.finished_runs import labels_of, runs_in
-from llmcls.results.predictions import read_predictions
+from llmcls.results.predictions import Predictions, read_predictions
 from llmcls.results.run_folder import RunFolder, saved_recipe
+from llmcls.results.same_rule import decide_by, rule_of, same_rule
 
 
 @dataclass
@@ -46,8 +48,103 @@ class Verdict:
     word: str
 
 
-def comparison_lines(first: Path, second: Path, split: str | None, resamples: int) -> list[str]:
-    """Compare two run folders, or folders of runs, and describe the result.
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides, compared.
+
+    Attributes
+    ----------
+    first, second : list of RunFolder
+        The runs of A and of B.
+    split : str
+    rows : int
+    labels : LabelSpace
+    rules : tuple of str
+        How each side decides, in words.
+    verdicts : list of Verdict
+        With the decisions of the runs.
+    rule : str, optional
+        A rule by which both sides were decided again, if they decide by different ones.
+    by_rule : list of Verdict
+        With the decisions by that rule; empty without it.
+    same : bool
+        Whether all runs have the same recipe.
+    label_f1 : list of (float, float)
+        F1 of each label, mean over the runs of A and of B, by the same rule.
+    """
+
+    first: list[RunFolder]
+    second: list[RunFolder]
+    split: str
+    rows: int
+    labels: LabelSpace
+    rules: tuple[str, str]
+    verdicts: list[Verdict]
+    rule: str | None
+    by_rule: list[Verdict]
+    same: bool
+    label_f1: list[tuple[float, float]]
+
+    @property
+    def of_models(self) -> list[Verdict]:
+        """The verdicts on the models: by the same rule."""
+        return self.by_rule or self.verdicts
+
+    def remarks(self) -> list[str]:
+        """What must be known to read the verdicts."""
+        found = []
+        if self.rule:
+            tuned = "" if self.rule == "0.5" else ", tuned on the validation rows of each run"
+            found.append(
+                f"A and B decide by different rules ({self.rules[0]} and {self.rules[1]}), so they are also compared "
+                f"by the same one: {self.rule}{tuned}"
+            )
+        if self.same:
+            found.append("same recipe on both sides: the difference is seed variance")
+        elif min(len(self.first), len(self.second)) == 1:
+            found.append("one side has a single seed: the interval covers the choice of rows, not the choice of seed")
+        return found
+
+
+def comparison_lines(first: Path, second: Path, found: Comparison) -> list[str]:
+    """Describe a comparison.
+
+    Parameters
+    ----------
+    first, second : Path
+        The folders that were compared.
+    found : Comparison
+
+    Returns
+    -------
+    list of str
+        The number of rows and runs, the rules of both sides, one line per metric, and remarks.
+    """
+    sides = len(found.first), len(found.second)
+    lines = [
+        f"{found.split}, {found.rows} rows in both; A: {first} ({sides[0]} run(s)), B: {second} ({sides[1]} run(s))"
+    ]
+    if found.labels.multi_label or found.labels.binary:
+        lines.append(f"thresholds: A {found.rules[0]}; B {found.rules[1]}")
+    if found.rule:
+        lines.append("models and thresholds together, which says nothing about the models:")
+    lines += [_line(v, "rules differ" if found.rule else v.word) for v in found.verdicts]
+    if found.rule:
+        lines.append(f"the models alone, both with thresholds {found.rule}:")
+        lines += [_line(v, v.word) for v in found.by_rule]
+    return lines + found.remarks()
+
+
+def _line(v: Verdict, word: str) -> str:
+    """A metric of both sides, the difference with its interval, and what it is."""
+    return (
+        f"{v.metric:9}  A {v.first:.4f}  B {v.second:.4f}  B - A {v.second - v.first:+.4f} "
+        f"[{v.low:+.4f}, {v.high:+.4f}]  p {v.p:.3f}  {word}"
+    )
+
+
+def compare_folders(first: Path, second: Path, split: str | None, resamples: int) -> Comparison:
+    """Compare two run folders, or folders of runs.
 
     Parameters
     ----------
@@ -58,11 +155,6 @@ def comparison_lines(first: Path, second: Path, split: str | None, resamples: in
     resamples : int
         Bootstrap resamples.
 
-    Returns
-    -------
-    list of str
-        The number of rows and runs, one line per metric, and a remark on seeds if it applies.
-
     Raises
     ------
     UserError
@@ -70,25 +162,11 @@ def comparison_lines(first: Path, second: Path, split: str | None, resamples: in
     """
     sides = runs_in(first), runs_in(second)
     split = split or _common_split(*sides)
-    recipes = [saved_recipe(run) for side in sides for run in side]
-    same = same_but_for_seeds(recipes)
-    verdicts, rows = compare(*sides, split, resamples, same)
-    lines = [f"{split}, {rows} rows in both; A: {first} ({len(sides[0])} run(s)), B: {second} ({len(sides[1])} run(s))"]
-    for v in verdicts:
-        lines.append(
-            f"{v.metric:9}  A {v.first:.4f}  B {v.second:.4f}  B - A {v.second - v.first:+.4f} "
-            f"[{v.low:+.4f}, {v.high:+.4f}]  p {v.p:.3f}  {v.word}"
-        )
-    if same:
-        lines.append("same recipe on both sides: the difference is seed variance")
-    elif min(map(len, sides)) == 1:
-        lines.append("one side has a single seed: the interval covers the choice of rows, not the choice of seed")
-    return lines
+    same = same_but_for_seeds([saved_recipe(run) for side in sides for run in side])
+    return compare(*sides, split, resamples, same)
 
 
-def compare(
-    first: list[RunFolder], second: list[RunFolder], split: str, resamples: int, same: bool
-) -> tuple[list[Verdict], int]:
+def compare(first: list[RunFolder], second: list[RunFolder], split: str, resamples: int, same: bool) -> Comparison:
     """Compare two lists of runs.
 
     Parameters
@@ -102,25 +180,38 @@ def compare(
     same : bool
         Whether all runs have the same recipe; then every difference is noise.
 
-    Returns
-    -------
-    verdicts : list of Verdict
-        One for each metric of `interval_names`.
-    rows : int
-        The number of rows.
-
     Raises
     ------
     UserError
         If labels or rows differ.
     """
-    labels = labels_of(first[0])
-    for run in (*first, *second):
+    labels, runs = labels_of(first[0]), [*first, *second]
+    for run in runs:
         if labels_of(run).names != labels.names:
             raise UserError(f"{run.path} has other labels than {first[0].path}; compare runs with the same labels")
-    true, decisions = _aligned([*first, *second], split, labels)
-    verdicts = judge(true, decisions[: len(first)], decisions[len(first) :], resamples, labels.binary)
-    return [replace(v, word="noise") if same else v for v in verdicts], len(true)
+    true, found = _aligned(runs, split, labels)
+    rules = rule_of(first, labels), rule_of(second, labels)
+
+    def verdicts(decisions: list[np.ndarray]) -> list[Verdict]:
+        judged = judge(true, decisions[: len(first)], decisions[len(first) :], resamples, labels.binary)
+        return [replace(v, word="noise") if same else v for v in judged]
+
+    decisions, rule, by_rule = [one.predicted for one in found], None, []
+    own = verdicts(decisions)
+    if rules[0] != rules[1]:
+        rule, tuning = same_rule(runs, labels)
+        decisions = [decide_by(run, one, labels, tuning) for run, one in zip(runs, found, strict=True)]
+        by_rule = verdicts(decisions)
+    each = [[_label_f1(true, d) for d in part] for part in (decisions[: len(first)], decisions[len(first) :])]
+    means = [np.mean(side, axis=0).tolist() for side in each]
+    label_f1 = list(zip(*means, strict=True))
+    return Comparison(first, second, split, len(true), labels, rules, own, rule, by_rule, same, label_f1)
+
+
+def _label_f1(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """F1 of each label, float64 [labels]; 0 of 0/0."""
+    hits = (true & predicted).sum(axis=0)
+    return np.asarray(2 * hits / np.maximum(true.sum(axis=0) + predicted.sum(axis=0), 1))
 
 
 def judge(
@@ -162,11 +253,11 @@ def judge(
     return verdicts
 
 
-def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The true labels and the decisions of each run, bool [rows, labels], in the row order of the first run."""
+def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[Predictions]]:
+    """The true labels, bool [rows, labels], and the predictions of each run, in the row order of the first run."""
     found = [read_predictions(run.predictions(split), labels) for run in runs]
     ids, true = found[0].ids, found[0].true_marks(labels)
-    decisions = []
+    aligned = []
     for run, predictions in zip(runs, found, strict=True):
         row = {row_id: i for i, row_id in enumerate(predictions.ids)}
         if row.keys() != set(ids):
@@ -180,8 +271,9 @@ def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.
                 f"{run.path} has other true labels for the {split} rows than {runs[0].path}; "
                 "compare runs with the same true labels"
             )
-        decisions.append(predictions.predicted[order])
-    return true, decisions
+        probabilities, predicted = predictions.probabilities[order], predictions.predicted[order]
+        aligned.append(Predictions(ids, probabilities, predicted, found[0].true))
+    return true, aligned
 
 
 def _common_split(first: list[RunFolder], second: list[RunFolder]) -> str:

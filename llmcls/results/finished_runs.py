@@ -7,13 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, read_label_space
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import uncertainty
-from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, fixed_thresholds, save_thresholds
+from llmcls.evaluation.thresholds import (
+    Thresholds,
+    apply_thresholds,
+    fixed_thresholds,
+    load_thresholds,
+    save_thresholds,
+)
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
@@ -152,21 +160,43 @@ def best_run(recipe: Recipe) -> RunFolder:
     return max(finished_runs(recipe), key=value)
 
 
-def retune(run: FinishedRun, tuning: Tuning) -> tuple[Thresholds, dict[str, tuple[dict[str, Any], dict[str, Any]]]]:
-    """Tune the thresholds of a finished run again, and decide its predictions with them.
+@dataclass(frozen=True)
+class Retuned:
+    """Other thresholds for a finished run, and what they would change.
 
-    Rewrites thresholds.json, the predicted labels in the predictions, and metrics.json.
+    Attributes
+    ----------
+    before : Thresholds, optional
+        None if thresholds.json is missing or damaged.
+    after : Thresholds
+    metrics : dict
+        The content of metrics.json with the new thresholds.
+    changes : dict
+        The metrics of each split, before and after.
+    predicted : dict of bool [rows, labels]
+        The new decisions of each split.
+    """
 
-    Returns
-    -------
-    The thresholds, and the metrics of each split before and after.
+    before: Thresholds | None
+    after: Thresholds
+    metrics: dict[str, Any]
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    predicted: dict[str, np.ndarray]
+
+
+def retune(run: FinishedRun, tuning: Tuning) -> Retuned:
+    """Tune the thresholds of a finished run again, and decide its predictions with them. Writes nothing.
 
     Raises
     ------
     UserError
-        If the run has no validation predictions to tune on.
+        If the run has classes, which need no thresholds, or no validation predictions to tune on.
     """
     folder, labels = run.folder, run.labels
+    if not (labels.multi_label or labels.binary):
+        raise UserError(
+            f"{folder.path} has one of several classes per text: the most probable one is taken, without thresholds"
+        )
     read = {split: read_predictions(folder.predictions(split), labels) for split in folder.predicted_splits()}
     scored = {split: (found.probabilities, found.true_marks(labels)) for split, found in read.items()}
     if tuning.rule == "fixed":
@@ -177,8 +207,7 @@ def retune(run: FinishedRun, tuning: Tuning) -> tuple[Thresholds, dict[str, tupl
         raise UserError(f"{folder.path} has no predictions_validation.jsonl to tune on; use --rule fixed --value 0.5")
     metrics = read_json(folder.metrics)
     metrics |= thresholds.described() | {"threshold_rules": compare_rules(scored, labels, tuning)}
-    save_thresholds(folder.thresholds, thresholds, labels.names)
-    changes = {}
+    changes, decided = {}, {}
     for split, found in read.items():
         predicted = apply_thresholds(found.probabilities, thresholds, labels)
         before, marks = metrics[split], scored[split][1]
@@ -187,7 +216,23 @@ def retune(run: FinishedRun, tuning: Tuning) -> tuple[Thresholds, dict[str, tupl
         )
         metrics[split] |= uncertainty(marks, predicted, labels)
         changes[split] = before, metrics[split]
+        decided[split] = predicted
+    return Retuned(_stored_thresholds(folder, labels), thresholds, metrics, changes, decided)
+
+
+def _stored_thresholds(folder: RunFolder, labels: LabelSpace) -> Thresholds | None:
+    """The thresholds of a run; None if their file is missing or damaged, for they can be made again."""
+    try:
+        return load_thresholds(folder.thresholds, labels.names)
+    except (UserError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def apply_retuned(run: FinishedRun, retuned: Retuned) -> None:
+    """Write thresholds.json, the predicted labels in the predictions, and metrics.json of a run with new thresholds."""
+    folder, labels = run.folder, run.labels
+    save_thresholds(folder.thresholds, retuned.after, labels.names)
+    for split, predicted in retuned.predicted.items():
         rewrite_decisions(folder.predictions(split), predicted, labels)
-    write_json(folder.metrics, metrics)
-    reseal(folder, [folder.thresholds, folder.metrics, *(folder.predictions(split) for split in read)])
-    return thresholds, changes
+    write_json(folder.metrics, retuned.metrics)
+    reseal(folder, [folder.thresholds, folder.metrics, *(folder.predictions(split) for split in retuned.predicted)])

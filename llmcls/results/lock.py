@@ -98,6 +98,14 @@ def locked(path: Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process that is alive holds a lock; takes and writes nothing."""
+    owner, changed = _read(path), _time_of(path)
+    if owner is None or changed is None:
+        return False
+    return _runs(owner) if owner.machine == _machine() else time.time() - changed <= SECONDS_UNTIL_DEAD
+
+
 def _create(path: Path, own: Owner) -> bool:
     """Make the lock; False if there is one. It appears with its content, or not at all."""
     mine = path.with_name(f"{path.name}.{own.token}")

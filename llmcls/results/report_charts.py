@@ -203,7 +203,8 @@ def _short(value: float) -> str:
     ('0.25', '1,500', '2M', '2e-4')
     """
     if value != 0 and abs(value) < 0.001:
-        return f"{value:.3g}".replace("e-0", "e-")
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     if abs(value) >= 1_000_000:
         return f"{value / 1_000_000:g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

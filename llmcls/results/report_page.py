@@ -35,7 +35,13 @@ def _environment() -> Environment:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.globals |= {"glossary": GLOSSARY, "inside": lambda name: Markup(_source(name))}
-    environment.filters |= {"number": number, "percent": percent, "spoken_time": spoken_time, "code": code}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "spoken_time": spoken_time,
+        "code": code,
+        "breakable": breakable,
+    }
     return environment
 
 
@@ -79,3 +85,14 @@ def code(sentence: str) -> Markup:
     Markup('see <code>llmcls errors</code> &amp; more')
     """
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", escape(sentence)))
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may continue on the next line after "_", "/" and "-".
+
+    Examples
+    --------
+    >>> breakable("card_arrival")
+    Markup('card_<wbr>arrival')
+    """
+    return Markup(re.sub(r"(?<=[_/-])(?=\w)", "<wbr>", escape(name)))

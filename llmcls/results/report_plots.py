@@ -26,6 +26,7 @@ def curves(source: Source) -> list[Markup]:
     names = ("train", "validation") if plain else ("train (loss of the recipe)", "validation (cross-entropy)")
     losses: list[Line] = []
     values: list[Line] = []
+    halves: list[Line] = []
     for number, seed in enumerate(source.seeds):
         name = f"seed {seed.seed}" if len(source.seeds) > 1 else in_words(metric)
         losses.append(Line(names[0], _points(seed, "train", "loss"), 0))
@@ -33,10 +34,12 @@ def curves(source: Source) -> list[Markup]:
         values.append(Line(name, _points(seed, "validation", metric), number, marked=True))
         half = [(line["step"], line["at_half"][metric]) for line in _with_half(source, seed, metric)]
         if half:
-            values.append(Line("at 0.5", half, number, dashed=True))
+            halves.append(Line("at 0.5", half, number, dashed=True))
     found = [
         line_chart(losses, Axes("Loss", "optimizer step", "Loss")),
-        line_chart(values, Axes(f"Validation {in_words(metric)}", "optimizer step", f"Validation {in_words(metric)}")),
+        line_chart(
+            values + halves, Axes(f"Validation {in_words(metric)}", "optimizer step", f"Validation {in_words(metric)}")
+        ),
     ]
     for key, title, unit in (
         ("learning_rate", "Learning rate", "Learning rate"), ("samples_per_second", "Speed", "texts per second"),
@@ -78,7 +81,7 @@ def quality(source: Source) -> dict[str, Any]:
 
 def _precision_recall(source: Source, true: np.ndarray) -> Markup:
     """Precision over recall of each seed: of the positive class, or of all decisions."""
-    lines = []
+    lines, dots = [], []
     for number, (seed, found) in enumerate(zip(source.seeds, source.predictions, strict=True)):
         marks = found.true_marks(source.labels)
         cells = (marks[:, 1], found.probabilities[:, 1], found.predicted[:, 1])
@@ -90,9 +93,9 @@ def _precision_recall(source: Source, true: np.ndarray) -> Markup:
         hits = int((of & predicted).sum())
         if of.any() and predicted.any():
             here = [(hits / int(of.sum()), hits / int(predicted.sum()))]
-            lines.append(Line("decisions", here, number, marked=True, joined=False))
+            dots.append(Line("decisions", here, number, marked=True, joined=False))
     what = source.labels.names[1] if source.labels.binary else "all labels together"
-    return line_chart(lines, Axes(f"Precision over recall, {what}", "recall", "precision", whole=True))
+    return line_chart(lines + dots, Axes(f"Precision over recall, {what}", "recall", "precision", whole=True))
 
 
 def _of_labels(source: Source, true: np.ndarray) -> list[Markup]:
@@ -145,5 +148,5 @@ def confusions(source: Source) -> list[dict[str, Any]]:
         for entry in seed.metrics[source.splits[-1]].get("confusions", []):
             found.setdefault((entry["true"], entry["predicted"]), []).append(entry["rows"])
     count = len(source.seeds)
-    rows = [{"true": t, "predicted": p, "rows": sum(n) / count} for (t, p), n in found.items()]
+    rows: list[dict[str, Any]] = [{"true": t, "predicted": p, "rows": sum(n) / count} for (t, p), n in found.items()]
     return sorted(rows, key=lambda row: -row["rows"])[:20]

@@ -32,8 +32,8 @@ def title(source: Source) -> str:
 def facts(source: Source) -> list[str]:
     """What was done, in a few words each."""
     kinds = {
-        "multi_label_classification": f"any of {len(source.labels.names)} labels per text",
-        "single_label_classification": f"one of {len(source.labels.names)} classes per text",
+        "multi_label_classification": f"any of {len(source.labels.names):,} labels per text",
+        "single_label_classification": f"one of {len(source.labels.names):,} classes per text",
         "binary_classification": "yes or no for each text",
     }
     counts = source.seeds[0].metrics.get("data", {})

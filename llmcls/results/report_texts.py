@@ -33,6 +33,9 @@ def texts_to_look_at(source: Source) -> dict[str, Any]:
     none: dict[str, str] = {}
     mistakes = confident_mistakes(ids, probabilities, true, _agreed(source), labels, none)
     errors = label_errors(ids, probabilities, true, labels, none)
+    if not labels.multi_label:
+        # A wrong class is two wrong cells.
+        errors = list({found["id"]: found for found in reversed(errors)}.values())[::-1]
     for found in (*mistakes[:SHOWN], *errors[:SHOWN]):
         found["text"] = excerpt(text_of.get(found["id"], ""), LONGEST)
     return {

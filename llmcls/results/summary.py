@@ -1,4 +1,4 @@
-"""The summary over seeds: mean, standard deviation, the value of each seed, and the baselines."""
+"""The summary over seeds: mean, standard deviation, each seed, the baselines, and at its end the verdict."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
+from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.markdown import escaped
+from llmcls.results.next_steps import next_steps
+from llmcls.results.report_source import Source, read_seed
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.verdict import verdict_on
 
@@ -37,7 +40,8 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
         The content of summary.md. The standard deviation is that of a sample (n - 1), and empty for a single seed.
     """
     results = [read_json(run.metrics) for run in runs]
-    baselines = shown_baselines(experiment, load_recipe(runs[0].recipe))
+    recipe = load_recipe(runs[0].recipe)
+    baselines = shown_baselines(experiment, recipe)
     splits = [s for s in ("validation", "test") if all(s in r for r in results)]
     if not splits and all("train" in r for r in results):
         splits = ["train"]
@@ -47,11 +51,14 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
         at_half = _over_seeds([r.get("at_half", {}).get(split, {}) for r in results], AT_HALF_METRICS)
         summary[split] |= {f"{name} at 0.5": entry for name, entry in at_half.items()}
     summary["training"] = [r["training"] for r in results]
+    labels = LabelSpace(**read_json(runs[0].labels))
+    source = Source(recipe, labels, [read_seed(run, found) for run, found in zip(runs, results, strict=True)])
+    summary["intervals"] = {"split": source.splits[-1], **source.intervals} if source.intervals else None
     verdict = verdict_on(runs)
     summary["verdict"] = verdict.as_json() if verdict else None
+    summary["next_steps"] = next_steps(verdict, recipe, results)
     write_json(experiment.summary_json, summary)
     lines = [f"# {escaped(experiment.path.parts[-2])} / {escaped(experiment.path.name)}", ""]
-    lines += [verdict.sentence(), ""] if verdict else []
     for split in splits:
         others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}
         header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]
@@ -65,6 +72,9 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
     taken = {r["seed"]: r["thresholds"] for r in results if "thresholds" in r}
     if any(t["metric"] or t["reason"] for t in taken.values()):
         lines += [f"Thresholds of seed {seed}: {_in_words(t)}" for seed, t in taken.items()] + [""]
+    # At the end, where someone looks who has waited for the training in a terminal.
+    lines += ["## Verdict", "", verdict.sentence(), ""] if verdict else []
+    lines += ["What to do next:", "", *(f"- {step}" for step in summary["next_steps"]), ""]
     text = "\n".join(lines)
     write_text(experiment.summary, text)
     return text

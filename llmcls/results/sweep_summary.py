@@ -13,10 +13,11 @@ from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import ExperimentFolder
+from llmcls.results.sweep_report import shown_value, write_sweep_report
 
 
 def write_sweep_summary(grid: Grid) -> str:
-    """Write ``sweep-<grid>.md`` and ``sweep-<grid>.json`` to the output root of the recipe.
+    """Write ``sweep-<grid>.md``, ``sweep-<grid>.json`` and ``sweep-<grid>.html`` to the output root of the recipe.
 
     The table has the mean and the sample standard deviation over the seeds of each combination, the best combination
     first. Combinations are ranked by validation, and by test only if the recipe has no validation file.
@@ -35,15 +36,18 @@ def write_sweep_summary(grid: Grid) -> str:
     combinations: dict[str, dict[str, Any]] = {}
     for task in tasks_of(grid):
         entry = combinations.setdefault(
-            repr(task.values), {"values": task.values, "validation": [], "test": [], "seeds": [], "missing": []}
+            repr(task.values),
+            {"values": task.values, "validation": [], "test": [], "seeds": [], "missing": [], "folders": []},
         )
         recipe = load_recipe(grid.recipe, task.overrides)
-        file = ExperimentFolder.of(recipe).run(0).metrics
+        run = ExperimentFolder.of(recipe).run(0)
+        file = run.metrics
         if not file.exists():
             entry["missing"].append(task.seed)
             continue
         metrics = read_json(file)
         entry["seeds"].append(task.seed)
+        entry["folders"].append(str(run.path))
         for split in ("validation", "test"):
             if split in metrics:
                 entry[split].append(metrics[split][metric])
@@ -56,21 +60,15 @@ def write_sweep_summary(grid: Grid) -> str:
         "|" + "---|" * (len(keys) + 4),
     ]
     for entry in ranked:
-        cells = [_value(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
+        cells = [shown_value(entry["values"][k]) for k in keys] + [", ".join(map(str, entry["seeds"]))]
         cells += [_mean(entry["validation"]), _mean(entry["test"]), ", ".join(f"seed {s}" for s in entry["missing"])]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     file = Path(common.exp.output_root) / f"sweep-{Path(grid.source).stem}"
     write_text(file.with_suffix(".md"), text)
     write_json(file.with_suffix(".json"), {"metric": metric, "combinations": ranked})
+    write_sweep_report(file.with_suffix(".html"), Path(grid.source).stem, common, ranked)
     return text
-
-
-def _value(value: Any) -> str:
-    """A value of the grid as text; keys that change together with their names."""
-    if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in value.items())
 
 
 def _rank(entry: dict[str, Any], recipe: Recipe) -> float:

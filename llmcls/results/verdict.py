@@ -1,6 +1,7 @@
 """The verdict: one sentence on what fine-tuning brought over each baseline, and whether that is more than noise.
 
-The console, summary.md and report.html begin with it.
+summary.md and the console end with it, and report.html begins with it. `llmcls.results.next_steps` says what to do
+next.
 """
 
 from __future__ import annotations

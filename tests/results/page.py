@@ -51,6 +51,8 @@ class _Reader(HTMLParser):
         self.open = [self.root]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "wbr":
+            return
         element = Element(tag, {name: value or "" for name, value in attrs})
         self.open[-1].inside.append(element)
         if tag not in VOID:
@@ -65,7 +67,9 @@ class _Reader(HTMLParser):
             self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        self.open[-1].inside.append(data)
+        inside = self.open[-1].inside
+        # A place where a line may break does not divide a text.
+        inside[-1:] = [inside[-1] + data] if inside and isinstance(inside[-1], str) else [*inside[-1:], data]
 
 
 def read_page(path: Path) -> Element:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmcls.common.files import write_json, write_text
 from llmcls.common.user_error import UserError
+from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.load import load_recipe
-from llmcls.results.finished_runs import best_run, finished_runs, labels_of, open_run, retune, runs_in
+from llmcls.results.finished_runs import apply_retuned, best_run, finished_runs, labels_of, open_run, retune, runs_in
 from llmcls.results.predictions import read_predictions
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from tests.helpers import assert_same_metrics, read_json
@@ -82,18 +84,20 @@ def test_retuning_rewrites_thresholds_decisions_and_metrics(experiment: Experime
     case = {"validation": random_case(0), "test": random_case(1)}
     run = write_run(experiment.run(0), load_recipe(write_recipe()), case)
     before = read_json(run.metrics)
-    thresholds, changes = retune(open_run(run), Tuning("fixed", fixed=0.01))
-    assert thresholds.values == [0.01, 0.01]
+    retuned = retune(open_run(run), Tuning("fixed", fixed=0.01))
+    assert (retuned.before.values, retuned.after.values) == ([0.5, 0.5], [0.01, 0.01])
+    assert read_json(run.metrics) == before, "nothing is written yet"
+    apply_retuned(open_run(run), retuned)
     assert read_json(run.thresholds)["values"] == {"a": 0.01, "b": 0.01}
     for split, (probabilities, values) in case.items():
         assert read_predictions(run.predictions(split), MULTI).predicted.tolist() == (probabilities >= 0.01).tolist()
-        old, new = changes[split]
+        old, new = retuned.changes[split]
         assert old["f1_micro"] == before[split]["f1_micro"] > new["f1_micro"]
         assert new["recall_micro"] == 1.0
         assert read_json(run.metrics)[split] == new
         assert new["loss"] == old["loss"], "the loss does not depend on thresholds"
         assert len(values) == 200
-    retune(open_run(run), Tuning("fixed"))
+    apply_retuned(open_run(run), retune(open_run(run), Tuning("fixed")))
     after = read_json(run.metrics)
     for split in case:
         assert_same_metrics(after[split], before[split])
@@ -103,3 +107,21 @@ def test_tuning_needs_validation_predictions(experiment: ExperimentFolder, write
     run = write_run(experiment.run(0), load_recipe(write_recipe()), {"test": random_case(0)})
     with pytest.raises(UserError, match=r"has no predictions_validation\.jsonl to tune on; use --rule fixed"):
         retune(open_run(run), Tuning("per_class"))
+
+
+def test_classes_have_no_thresholds_to_tune(experiment: ExperimentFolder, write_recipe) -> None:
+    names = ["a", "b", "c"]
+    labels = LabelSpace(names, ["c"], "single_label_classification", names)
+    case = {"validation": (np.full((4, 3), 1 / 3, dtype=np.float32), np.array([0, 1, 2, 0]))}
+    run = write_run(experiment.run(0), load_recipe(write_recipe()), case, labels=labels)
+    with pytest.raises(UserError, match="the most probable one is taken, without thresholds"):
+        retune(open_run(run), Tuning("fixed"))
+
+
+def test_lost_thresholds_are_made_again(experiment: ExperimentFolder, write_recipe) -> None:
+    run = write_run(experiment.run(0), load_recipe(write_recipe()), {"validation": random_case(0)})
+    run.thresholds.unlink()
+    retuned = retune(open_run(run), Tuning("fixed"))
+    assert retuned.before is None
+    apply_retuned(open_run(run), retuned)
+    assert read_json(run.thresholds)["values"] == {"a": 0.5, "b": 0.5}

@@ -13,12 +13,12 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.results import lock
-from llmcls.results.lock import locked
+from llmcls.results.lock import in_use, locked
 from tests.helpers import ROOT
 
 HOLD = """
 import pathlib, sys
-from llmcls.results.lock import locked
+from llmcls.results.lock import in_use, locked
 with locked(pathlib.Path(sys.argv[1]), "outputs/a"):
     print("held", flush=True)
     sys.stdin.read()
@@ -142,3 +142,21 @@ def test_one_of_many_that_start_at_once_gets_the_lock(path: Path) -> None:
     outputs = [process.communicate() for process in started]
     assert sum("held" in out for out, _ in outputs) == 1
     assert sum("is in use by process" in err for _, err in outputs) == 3
+
+
+def test_a_list_can_ask_whether_a_lock_is_held_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not in_use(path)
+    with locked(path, "it"):
+        before = sorted(tmp_path.iterdir())
+        assert in_use(path)
+        assert sorted(tmp_path.iterdir()) == before
+        held = path.read_text(encoding="utf-8")
+    dead = json.loads(held) | {"process": 2**22 + 1}
+    path.write_text(json.dumps(dead), encoding="utf-8")
+    assert not in_use(path)
+    elsewhere = dead | {"machine": "another"}
+    path.write_text(json.dumps(elsewhere), encoding="utf-8")
+    assert in_use(path), "it gave a sign of life just now"
+    os.utime(path, (0, 0))
+    assert not in_use(path)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.results.report import render_experiment_report, render_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from tests.conftest import Experiment
-from tests.helpers import read_json, write_csv
+from tests.helpers import ROOT, read_json, write_csv
 from tests.results.helpers import random_case, write_run
 from tests.results.page import Element, read_page
 
@@ -330,3 +332,18 @@ def test_colours_have_the_contrast_of_wcag_aa(run: RunFolder) -> None:
         assert contrast("ink", "meter") >= 4.5
         for series in ("c0", "c1", "c2", "c3", "c4", "c5", "right", "wrong"):
             assert contrast(series, "card") >= 3
+
+
+def test_the_script_of_the_pictures_makes_sample_runs(tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location(
+        "make_report_pictures", ROOT / "docs/make_report_pictures.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = script
+    specification.loader.exec_module(script)
+    runs = script.write_sample("messages", script.two(), tmp_path)
+    root = read_page(render_experiment_report(runs))
+    assert "F1 of the positive class" in root.one("section", id="result").text
+    assert "2 × NVIDIA H100" in root.text

@@ -48,18 +48,22 @@ def test_better_worse_and_noise_are_told_apart(experiment: ExperimentFolder) -> 
         assert gain.low <= verdict.value - gain.value <= gain.high
 
 
-def test_summary_and_report_begin_with_it(experiment: ExperimentFolder) -> None:
+def test_the_summary_ends_with_it_and_the_report_begins_with_it(experiment: ExperimentFolder) -> None:
     runs = [experiment.run(0), experiment.run(1)]
     verdict = verdict_on(runs)
     assert verdict is not None
     lines = write_summary(experiment, runs).splitlines()
     assert lines[0].startswith("# ")
-    assert lines[2] == verdict.sentence()
+    end = lines[lines.index("## Verdict") :]
+    steps = read_json(experiment.summary_json)["next_steps"]
+    assert end[2:] == [verdict.sentence(), "", "What to do next:", "", *(f"- {step}" for step in steps)]
+    assert steps[0].startswith("Do not deploy this model: TF-IDF with a linear model is better.")
     assert read_json(experiment.summary_json)["verdict"]["sentence"] == verdict.sentence()
     alone = verdict_on(runs[:1])
     assert alone is not None
     page = read_page(render_report(runs[0]))
     assert page.one("p", class_="verdict").text == alone.sentence()
+    assert steps[0] in page.one("ul", class_="next").text
     assert "(one seed)" in alone.sentence()
 
 
@@ -103,3 +107,18 @@ def test_classes_are_judged_by_accuracy(write_recipe) -> None:
     assert verdict is not None
     assert (verdict.metric, verdict.value) == ("accuracy", 1.0)
     assert verdict.gains[0].value == pytest.approx((values == 0).mean())
+
+
+def test_a_binary_task_is_judged_by_its_positive_class(write_recipe) -> None:
+    kind = "binary_classification"
+    recipe = load_recipe(write_recipe(exp__baselines=None, data__label_columns=["yes"], model__problem_type=kind))
+    values = np.random.default_rng(0).integers(0, 2, 100)
+    probabilities = np.stack([1 - values, values], axis=1).astype(np.float32) * 0.8 + 0.1
+    labels = LabelSpace(["no", "yes"], ["yes"], kind)
+    run = write_run(ExperimentFolder.of(recipe).run(0), recipe, {"test": (probabilities, values)}, labels=labels)
+    run.experiment.baselines.write(
+        "texts", "key", {"majority": Baseline({"test": {}}, {"test": np.tile([True, False], (100, 1))})}
+    )
+    verdict = verdict_on([run])
+    assert verdict is not None
+    assert verdict.sentence().startswith("Fine-tuning reaches F1 of the positive class 1.000 on test (one seed): 1.000")

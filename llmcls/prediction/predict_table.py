@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-from llmcls.common.files import read_json, write_json
+from llmcls.common.files import read_json, remove_partials, write_json
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
@@ -53,6 +53,8 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
 
     def resume() -> int | None:
         output.parent.mkdir(parents=True, exist_ok=True)
+        for name in (output.name, _metrics_of(output).name):
+            remove_partials(output.parent, f"{name}.")
         return partial.resume(signature(run, input_path))
 
     # Only the main process reads and writes the output; the other ranks learn from it where to start.

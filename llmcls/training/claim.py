@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from llmcls.common.files import write_text
+from llmcls.common.files import remove_partials, write_text
 from llmcls.engine.agreement import entered_by_main, on_main
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
@@ -37,6 +37,10 @@ def claimed_experiment(recipe: Recipe, accelerator: Accelerator) -> Iterator[Non
     path = ExperimentFolder.of(recipe).path
     require_no_links(Path(recipe.exp.output_root), path)
     with entered_by_main(accelerator, locked(ExperimentFolder(path).lock, str(path))):
+        if accelerator.is_main_process:
+            remove_partials(path)
+            for folder in (*path.glob("run_*"), *path.glob("run_*/checkpoints")):
+                remove_partials(folder, folders=True)
         yield
 
 

@@ -38,10 +38,17 @@ def claimed_experiment(recipe: Recipe, accelerator: Accelerator) -> Iterator[Non
     require_no_links(Path(recipe.exp.output_root), path)
     with entered_by_main(accelerator, locked(ExperimentFolder(path).lock, str(path))):
         if accelerator.is_main_process:
-            remove_partials(path)
-            for folder in (*path.glob("run_*"), *path.glob("run_*/checkpoints")):
-                remove_partials(folder, folders=True)
+            _remove_partials(path)
         yield
+
+
+def _remove_partials(experiment: Path) -> None:
+    """Remove what killed processes left; never through a link, which may lead elsewhere."""
+    remove_partials(experiment)
+    for run in experiment.glob("run_[0-9]*"):
+        for folder in (run, run / "checkpoints"):
+            if not run.is_symlink() and folder.is_dir() and not folder.is_symlink():
+                remove_partials(folder, folders=True)
 
 
 def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: Accelerator) -> None:

@@ -120,6 +120,7 @@ class Soak:
         values = small_recipe(model, data, self.root / "outputs")
         values["train"] |= {
             "num_train_epochs": 3, "eval_steps": 4, "logging_steps": 3, "save_minutes": 1e-4, "save_total_limit": 3,
+            "thresholds": "global", "train_metrics_rows": 0,
         }  # fmt: skip
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 

@@ -105,6 +105,7 @@ class Soak:
     """
 
     def __init__(self, root: Path, seed: int) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
         sys.modules["datasets"].config.HF_DATASETS_CACHE = root / "cache"
@@ -140,7 +141,7 @@ class Soak:
             arguments, main = [str(self.root / "recipe.yaml"), f"exp.run_name={folder.name}"], llmcls.train.main
 
         def alone() -> None:
-            _become_a_command()
+            become_a_command()
             if operation is not None:
                 kill_this_process_at(operation)
             count_operations(self.root / f"{folder.name}.operations")
@@ -151,11 +152,11 @@ class Soak:
             ctypes.CDLL(None).prctl(1, 0)
             if operation is not None and os.environ["RANK"] == str(operation % work.ranks):
                 kill_this_process_at(operation)
-            _become_a_command()
+            become_a_command()
             run_command(lambda: main(arguments))
 
         log = self.root / f"{folder.name}.txt"
-        return _fork((lambda: _launch(rank, work.ranks)) if work.ranks else alone, log)
+        return fork((lambda: _launch(rank, work.ranks)) if work.ranks else alone, log)
 
     def reference(self, work: Work) -> None:
         """Do a work without trouble, and note the result, the file operations and the time."""
@@ -164,7 +165,7 @@ class Soak:
         if work.predicts:
             self.reference(WORKS[0])
         started = time.monotonic()
-        code = _code_of(self.start(work, "reference"))
+        code = code_of(self.start(work, "reference"))
         if code:
             raise RuntimeError((self.root / f"{self.folder(work, 'reference').name}.txt").read_text(encoding="utf-8"))
         self._seconds[work.name] = time.monotonic() - started
@@ -236,7 +237,7 @@ class Soak:
             self._problem(work, name, "hangs")
             for one in _session(process) or [process]:
                 os.kill(one, signal.SIGKILL)
-        code = _code_of(process)
+        code = code_of(process)
         deadline = time.monotonic() + SECONDS_TO_END
         while (left := [p for p in {*members, *_session(process)} if _alive(p)]) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -276,7 +277,7 @@ def _timeless(value: Any) -> Any:
     return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def _become_a_command() -> None:
+def become_a_command() -> None:
     """Make a fork what a new process of `llmcls` is, with small chunks and frequent checkpoints."""
     signals._PARENT = os.getppid()
     for module in (scoring, predictions, resumable_predictions):
@@ -315,7 +316,7 @@ def _ended_with(work: Callable[[], None]) -> None:
         os._exit(code)
 
 
-def _fork(work: Callable[[], None], log: Path) -> int:
+def fork(work: Callable[[], None], log: Path) -> int:
     """Do a work in a fork with a session of its own; returns its process number."""
     sys.stdout.flush()
     child = os.fork()
@@ -331,7 +332,7 @@ def _fork(work: Callable[[], None], log: Path) -> int:
 
 
 def _forked(work: Callable[[], None], log: Path) -> None:
-    if _code_of(_fork(work, log)):
+    if code_of(fork(work, log)):
         raise RuntimeError(log.read_text(encoding="utf-8"))
 
 
@@ -352,7 +353,7 @@ def _wait_for_end(process: int, seconds: float) -> bool:
     return True
 
 
-def _code_of(process: int) -> int:
+def code_of(process: int) -> int:
     _wait_for_end(process, 1e9)
     return _codes[process]
 

@@ -133,17 +133,6 @@ def test_the_owner_gives_signs_of_life(path: Path, monkeypatch) -> None:
             time.sleep(0.01)
 
 
-def test_one_of_many_that_start_at_once_gets_the_lock(path: Path) -> None:
-    code = HOLD.replace("sys.stdin.read()", "import time; time.sleep(1)")
-    command = [sys.executable, "-c", code, str(path)]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
-    ]
-    outputs = [process.communicate() for process in started]
-    assert sum("held" in out for out, _ in outputs) == 1
-    assert sum("is in use by process" in err for _, err in outputs) == 3
-
-
 def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_removed(path: Path) -> None:
     left = path.with_name(f"{path.name}.{'0' * 32}")
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
@@ -155,3 +144,14 @@ def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_removed(p
     with locked(path, "folder"):
         assert not left.exists()
         assert living.exists()
+
+
+def test_one_of_many_that_start_at_once_gets_the_lock(path: Path) -> None:
+    code = HOLD.replace("sys.stdin.read()", "import time; time.sleep(1)")
+    command = [sys.executable, "-c", code, str(path)]
+    started = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    outputs = [process.communicate() for process in started]
+    assert sum("held" in out for out, _ in outputs) == 1
+    assert sum("is in use by process" in err for _, err in outputs) == 3

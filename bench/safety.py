@@ -129,8 +129,8 @@ def main() -> None:
     extra = found["extra"]
     share = extra / (60 * found["minutes"])
     lines = [
-        f"{machine()}. {found['model']}, 16 texts a step. Steps with and without take turns in one run; medians of {arguments.steps} steps. "
-        "(`bench/safety.py`)", "",
+        f"{machine()}. {found['model']}, 16 texts a step. Steps with and without take turns in one run; medians of "
+        f"{arguments.steps} steps. (`bench/safety.py`)", "",
         "| | without | with | difference |", "|---|---|---|---|",
         f"| check of the gradient, ms a step | {1e3 * found['plain']:.2f} | {1e3 * found['check']:.2f} | "
         f"{100 * found['more']:+.2f} % |",

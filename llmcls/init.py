@@ -21,7 +21,7 @@ from llmcls.common.logs import configure_logging
 from llmcls.common.user_error import UserError
 from llmcls.data.csv_files import find_format
 from llmcls.data.labels import label_space, read_labels
-from llmcls.data.tables import read_table
+from llmcls.data.tables import looks_like_row, read_table
 from llmcls.engine.hardware import find_hardware
 from llmcls.engine.profiles import choose_profile
 from llmcls.intake.columns import Column, label_columns, look_at, text_columns
@@ -59,6 +59,11 @@ def main(argv: list[str] | None = None) -> None:
     data = DataSection(name, str(path), [], csv_separator=arguments.csv_separator, encoding=arguments.encoding)
     table = read_table(path, "data", data)
     print(f"{path}: {len(table):,} rows{_written(path, data)}")
+    if looks_like_row(table.column_names) and not (arguments.text and arguments.labels):
+        raise UserError(
+            f"{path}: its first line looks like a row, not like names of columns; add a header line, or name the "
+            "columns as they are with --text and --labels"
+        )
     columns = look_at(table)
     choices = Choices(
         text=arguments.text or _chosen_text(columns, arguments.labels),

@@ -132,7 +132,22 @@ def require_columns(table: datasets.Dataset, columns: list[str], path: str, key:
         if column not in table.column_names:
             near = nearest(column, table.column_names)
             hint = f"did you mean {near!r}?" if near else f"it has {', '.join(table.column_names[:15])}"
+            if not near and looks_like_row(table.column_names):
+                hint = (
+                    f"its first line looks like a row ({table.column_names[-1][:40]!r}); add a line with column names"
+                )
             raise UserError(f"{path} has no column {column!r} ({key}); {hint}")
+
+
+def looks_like_row(names: list[str]) -> bool:
+    """Whether the names of columns look like the cells of a row, because a file has no header line.
+
+    Examples
+    --------
+    >>> looks_like_row(["0", "I am so happy about the new phone!"]), looks_like_row(["id", "text of the message"])
+    (True, False)
+    """
+    return any(len(name.split()) > 5 or len(name) > 80 for name in names)
 
 
 def cell_text(value: Any) -> str:

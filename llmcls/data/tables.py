@@ -91,6 +91,11 @@ def read_table(
         raise UserError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
     if len(table) == 0:
         raise UserError(f"{key}: {path} has no rows; add at least one row below the header")
+    if builder == "json" and len(table) == 1 and all(pa.types.is_struct(kind) for kind in table.data.schema.types):
+        raise UserError(
+            f"{key}: {path} is one object of columns, as pandas writes it; write one object per row: "
+            "to_json(orient='records', lines=True)"
+        )
     return table if rows is None or rows == len(table) else table.select(range(rows))
 
 

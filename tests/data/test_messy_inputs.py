@@ -98,6 +98,15 @@ INPUTS: dict[str, Messy] = {
         b'text, label\n"one, two", joy\nthree, love\n', {"text": ["one, two", "three"], "names": ["joy", "love"]}
     ),
     "pandas with an index": Messy(pandas(["joy", "love", "joy"], index=True), {"values": [0, 1, 0]}),
+    "R with row names": Messy(b'"text","label"\n"1","one","joy"\n"2","two","love"\n', r"\(R: row.names=FALSE\), or quote"),
+    "pandas to_json": Messy(
+        pd.DataFrame({"text": ["one", "two"], "label": ["joy", "love"]}).to_json().encode(), "one object of columns",
+        "train.json",
+    ),
+    "pandas to_json, records": Messy(
+        pd.DataFrame({"text": ["one", "two"], "label": ["joy", "love"]}).to_json(orient="records").encode(),
+        {"text": ["one", "two"], "values": [0, 1]}, "train.json",
+    ),
     "texts with commas, not quoted": Messy(b"text,label\none, two,joy\n", r"row 1 \(line 2\) has 3 cells, the header"),
     "a quote that never ends": Messy(b'text,label\none,joy\n"two,joy\nthree,love\n', "line 3: a text that begins with"),
     "Spark's backslash quotes": Messy(b'text,label\n"say \\"hi\\", you",joy\n', r'is written \\"; CSV doubles it'),

@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{out} exists; give another file with --out, or replace it with --force")
     datasets.disable_progress_bars()
     data = DataSection(name, str(path), [], csv_separator=arguments.csv_separator, encoding=arguments.encoding)
+    written = _written(path, data)
     table = read_table(path, "data", data)
-    print(f"{path}: {len(table):,} rows{_written(path, data)}")
+    print(f"{path}: {len(table):,} rows{written}")
     if looks_like_row(table.column_names) and not (arguments.text and arguments.labels):
         raise UserError(
             f"{path}: its first line looks like a row, not like names of columns; add a header line, or name the "
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _written(path: Path, data: DataSection) -> str:
     """How a CSV file is written, for a sentence. An encoding that is not UTF-8 goes into the recipe."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return ""
     form = find_format(path, "data", data)
     if data.encoding is None and form.encoding == "cp1252":

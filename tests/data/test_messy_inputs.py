@@ -98,7 +98,7 @@ INPUTS: dict[str, Messy] = {
         b'text, label\n"one, two", joy\nthree, love\n', {"text": ["one, two", "three"], "names": ["joy", "love"]}
     ),
     "pandas with an index": Messy(pandas(["joy", "love", "joy"], index=True), {"values": [0, 1, 0]}),
-    "R with row names": Messy(b'"text","label"\n"1","one","joy"\n"2","two","love"\n', r"\(R: row.names=FALSE\), or quote"),
+    "R with row names": Messy(b'"text","label"\n"1","one","joy"\n"2","two","love"\n', r"\(R: row.names=FALSE\)"),
     "pandas to_json": Messy(
         pd.DataFrame({"text": ["one", "two"], "label": ["joy", "love"]}).to_json().encode(), "one object of columns",
         "train.json",

@@ -28,9 +28,9 @@ from llmcls.evaluation.scoring import Scorer, score_split
 from llmcls.recipe.defaults import selection_metric
 from llmcls.training.checkpoints import Progress, save_best, save_last
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
+from llmcls.training.progress_bar import Course, StepDisplay
 from llmcls.training.selection import Validation, judge, validate, warn_if_constant
 from llmcls.training.setup import TrainingSetup
-from llmcls.training.tracking import StepDisplay
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
         If the loss is not a number any more.
     """
     per_epoch = steps_per_epoch(len(setup.train_split), setup.global_batch_size)
-    display = StepDisplay(setup.total_steps, progress.step, setup.accelerator.is_main_process)
+    display = StepDisplay(_course(setup, progress, per_epoch), setup.accelerator.is_main_process)
+    display.best(progress.best_value, progress.best_step)
     interval = _LoggingInterval(progress, setup.accelerator.device)
     model.train()
     shards_checked = False
@@ -59,7 +60,8 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
             plan = plan_epoch(setup.train_split.lengths, setup.batches, *where, setup.row_weights)
             with collated(setup, plan, scorer.pad_token_id) as steps:
                 for step, batches in steps:
-                    interval.add(step, optimizer_step(setup, model, optimizer, step, batches, progress.step))
+                    rows = sum(len(batch.rows) for batch in batches)
+                    interval.add(step, rows, optimizer_step(setup, model, optimizer, step, batches, progress.step))
                     progress.step += 1
                     progress.step_in_epoch += 1
                     if not shards_checked:
@@ -68,7 +70,7 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                     epoch_done = progress.step_in_epoch == per_epoch
                     if epoch_done:
                         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-                    display.advance()
+                    display.advance(progress.step, interval.so_far)
                     last = progress.step == setup.total_steps
                     every = setup.recipe.train.eval_steps
                     evaluating = (progress.step % every == 0 if every else epoch_done) or last
@@ -79,7 +81,9 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                         interval.report(setup, display, per_epoch)
                     if evaluating:
                         interval.pause()
-                        _evaluate_and_save(setup, model, optimizer, scorer, progress)
+                        with display.evaluating():
+                            _evaluate_and_save(setup, model, optimizer, scorer, progress)
+                        display.best(progress.best_value, progress.best_step)
                         interval.resume()
                     if stopping:
                         save_last(setup.folder, setup.accelerator, model, optimizer, progress)
@@ -177,13 +181,14 @@ class _LoggingInterval:
         self._progress = progress
         # Apple's GPUs have no float64.
         self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        self._steps = self._rows = self._tokens = 0
+        self._steps = self._rows = self._tokens = self._own_rows = 0
         self._seconds = 0.0
         self._since = time.perf_counter()
 
-    def add(self, step: Step, loss_sum: torch.Tensor) -> None:
-        """Count one optimizer step."""
+    def add(self, step: Step, own_rows: int, loss_sum: torch.Tensor) -> None:
+        """Count one optimizer step, of which this rank computed ``own_rows``."""
         self._loss += loss_sum
+        self._own_rows += own_rows
         self._steps += 1
         self._rows += step.rows
         self._tokens += step.tokens
@@ -198,6 +203,14 @@ class _LoggingInterval:
     def resume(self) -> None:
         """Start the clock again."""
         self._since = time.perf_counter()
+
+    def so_far(self) -> dict[str, float]:
+        """Loss and speed since the last report, as this rank knows them; waits for its device, not for other ranks."""
+        loss = float(self._loss) / max(1, self._own_rows)
+        seconds = self._seconds + time.perf_counter() - self._since
+        return {
+            "loss": loss, "samples_per_second": self._rows / seconds, "tokens_per_second": self._tokens / seconds,
+        }  # fmt: skip
 
     def report(self, setup: TrainingSetup, display: StepDisplay, per_epoch: int) -> None:
         """Sum over ranks, show, record, and start a new interval."""
@@ -228,12 +241,23 @@ class _LoggingInterval:
             "samples_per_second": self._rows / self._seconds,
             "tokens_per_second": self._tokens / self._seconds,
         }
-        seconds_left = (setup.total_steps - progress.step) * progress.seconds / progress.step
-        display.report(progress.step, values, seconds_left)
+        display.report(progress.step, values, progress.seconds)
         setup.record(progress.step, "train", values)
         self._loss.zero_()
-        self._steps = self._rows = self._tokens = 0
+        self._steps = self._rows = self._tokens = self._own_rows = 0
         self._seconds = 0.0
+
+
+def _course(setup: TrainingSetup, progress: Progress, per_epoch: int) -> Course:
+    """What the run has before it, for its display."""
+    return Course(
+        total_steps=setup.total_steps,
+        done=progress.step,
+        evaluation_every=setup.recipe.train.eval_steps or per_epoch,
+        evaluation_rows=len(setup.validation_split) if setup.validation_split is not None else 0,
+        metric=selection_metric(setup.recipe),
+        device=setup.accelerator.device,
+    )
 
 
 def _evaluate_and_save(

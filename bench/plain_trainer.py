@@ -31,9 +31,10 @@ def train_with_trainer(
     Returns
     -------
     dict
-        "seconds" of training, number of training "samples", on the test split "f1" (micro, at 0.5), "f1_macro" and
-        "average_precision" (macro), and of the logged gradients before clipping "first_gradient_norm" and
-        "clipped_share", the share above the limit of the recipe.
+        "seconds" of training, number of training "samples", seconds of "predicting" the test split with four times as
+        many texts in a forward pass, on it "f1" (micro, at 0.5), "f1_macro" and "average_precision" (macro), and of the
+        logged gradients before clipping "first_gradient_norm" and "clipped_share", the share above the limit of the
+        recipe.
     """
     from datasets import load_dataset
     from peft import LoraConfig, TaskType, get_peft_model
@@ -95,12 +96,15 @@ def train_with_trainer(
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
+    start = time.perf_counter()
     logits = trainer.predict(sets["test"]).predictions
+    predicting = time.perf_counter() - start
     true = np.array(sets["test"]["labels"])
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return {
         "seconds": seconds,
         "samples": float(len(sets["train"]) * train.num_train_epochs),
+        "predicting": predicting,
         "f1": float(f1_score(true, logits > 0, average="micro", zero_division=0)),
         "f1_macro": float(f1_score(true, logits > 0, average="macro", zero_division=0)),
         "average_precision": float(average_precision_score(true, logits, average="macro")),

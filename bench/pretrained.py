@@ -1,10 +1,13 @@
 """Fine-tune a real pretrained decoder: share of a matrix-product probe, and speed against `Trainer` and a plain loop.
 
     REUTERS_DIR=... python bench/pretrained.py MODEL [--rows 192] [--rounds 2] [--dtype bfloat16]
+    REUTERS_DIR=... python bench/pretrained.py MODEL --quality --rows 384 --max-length 64 --rounds 5
 
 MODEL is a folder or a name on the hub. Every contestant trains one epoch of the same texts in its own process, taking
-turns: llmcls, llmcls with ``train.kernels=off``, and `Trainer` at 4 x 8. The probe is timed in the process of llmcls,
-before and after training. Model FLOPs are counted as in bench/gpu.py. Writes bench/results.md.
+turns, each round with another seed: llmcls, llmcls with ``train.kernels=off``, and `Trainer` at 4 x 8. The probe is
+timed in the process of llmcls, before and after training. Model FLOPs are counted as in bench/gpu.py. Afterwards each
+predicts as many other texts. ``--quality`` compares what is learned instead, with thresholds of 0.5 on both sides.
+Writes bench/results.md.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.material import Material, machine, median_ratio, prepare, write_section  # noqa: E402
+from bench.train_speed import quality_table  # noqa: E402
 
 CONTESTANTS = ("llmcls", "llmcls, kernels off", "Trainer 4 x 8")
 
@@ -41,19 +45,19 @@ def probe(dtype: str) -> float:
     return statistics.median(rates)
 
 
-def train_once(contestant: str, a: argparse.Namespace, folder: Path) -> dict[str, float]:
+def train_once(contestant: str, seed: int, a: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Train once in this process, and for llmcls also predict, against a plain loop."""
     material: Material = prepare(folder, a.rows, a.rows, a.max_length)
     recipe = material.recipe(
-        "batch_size=4", "gradient_accumulation_steps=8", "num_train_epochs=1", f"torch_dtype={a.dtype}",
+        "batch_size=4", "gradient_accumulation_steps=8", f"torch_dtype={a.dtype}",
         f"model.model_name={a.model}", "learning_rate=5.0e-4", f"micro_batch_tokens={a.micro_batch_tokens}",
         f"kernels={'off' if contestant.endswith('off') else 'auto'}", f"exp.output_root={folder / 'outputs'}",
-        "exp.baselines=false",
+        "exp.baselines=false", f"exp.seeds=[{seed}]", f"num_train_epochs={a.epochs}",
     )  # fmt: skip
     if contestant.startswith("Trainer"):
         from bench.plain_trainer import train_with_trainer
 
-        return train_with_trainer(recipe, 1, 4, 8, False, folder / "trainer")
+        return train_with_trainer(recipe, seed, 4, 8, False, folder / "trainer")
     from bench.predict_speed import plain_loop
     from llmcls.data.splits import tokenize_split
     from llmcls.data.tables import read_table
@@ -69,8 +73,15 @@ def train_once(contestant: str, a: argparse.Namespace, folder: Path) -> dict[str
     accelerator = open_accelerator(recipe)
     train_seeds(recipe, accelerator)
     run = open_run(ExperimentFolder.of(recipe).run(0))
-    training = json.loads(run.folder.metrics.read_text(encoding="utf-8"))["training"]
-    found = {"seconds": training["seconds"], "samples": float(a.rows), "probe": (before + probe(a.dtype)) / 2}
+    metrics = json.loads(run.folder.metrics.read_text(encoding="utf-8"))
+    at_half = metrics["at_half"]["test"]
+    found = {
+        "seconds": metrics["training"]["seconds"], "samples": float(a.rows * a.epochs),
+        "probe": (before + probe(a.dtype)) / 2, "f1": at_half["f1_micro"], "f1_macro": at_half["f1_macro"],
+        "average_precision": at_half["average_precision_macro"],
+    }  # fmt: skip
+    if a.quality:
+        return found
     tokenizer = load_tokenizer(recipe.model)
     split = tokenize_split(read_table(recipe.data.test_csv, ""), "test", "", recipe, tokenizer, run.labels)
     model = load_trained_classifier(run.recipe, run.labels, run.folder.model, accelerator.device)
@@ -80,7 +91,8 @@ def train_once(contestant: str, a: argparse.Namespace, folder: Path) -> dict[str
     score_split(scorer, split)
     found["predicting"] = time.perf_counter() - start
     if contestant == "llmcls":
-        found["plain loop"], _ = plain_loop(run, split, tokenizer.pad_token_id, 4)
+        for batch in (4, 32):
+            found[f"plain loop {batch}"], _ = plain_loop(run, split, tokenizer.pad_token_id, batch)
     found |= _model_flops(model, tokenize_split(
         read_table(recipe.data.train_csv, ""), "train", "", recipe, tokenizer, run.labels
     ).lengths)  # fmt: skip
@@ -88,7 +100,7 @@ def train_once(contestant: str, a: argparse.Namespace, folder: Path) -> dict[str
 
 
 def _model_flops(model: Any, lengths: Any) -> dict[str, float]:
-    """Tokens, and FLOPs of an epoch of LoRA training without recomputation; see bench/gpu.py."""
+    """Tokens of an epoch, and FLOPs of one of LoRA training without recomputation; see bench/gpu.py."""
     config = model.config
     body = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and "lora" not in n)
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
@@ -105,42 +117,65 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--quality", action="store_true", help="compare what is learned instead of the speed")
+    parser.add_argument("--one", nargs=2, metavar=("CONTESTANT", "SEED"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     os.environ["REUTERS_MODEL"] = a.model
-    with tempfile.TemporaryDirectory() as folder:
-        if a.one:
-            print(json.dumps(train_once(a.one, a, Path(folder))))
-            return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    for _ in range(a.rounds):
-        for name in CONTESTANTS:
-            done = subprocess.run([sys.executable, *sys.argv, "--one", name], capture_output=True, text=True)
+    if a.one:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(train_once(a.one[0], int(a.one[1]), a, Path(folder))))
+        return
+    names = [name for name in CONTESTANTS if not (a.quality and name.endswith("off"))]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in range(1, a.rounds + 1):
+        for name in names:
+            command = [sys.executable, *sys.argv, "--one", name, str(seed)]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
             results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
             print(name, results[name][-1], flush=True)
+    about = (
+        f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts, "
+        f"max_length {a.max_length}, 32 a step, {a.epochs} epoch(s), {a.rounds} rounds, taking turns, each with "
+        "another seed."
+    )
+    title = "A pretrained decoder on a CPU"
+    if a.quality:
+        write_section(f"{title}: quality", [about, "", *quality_table(results)])
+        return
+    write_section(title, [about, *speed_lines(results, a.rows)])
+
+
+def speed_lines(results: dict[str, list[dict[str, float]]], rows: int) -> list[str]:
+    """The table of the race for speed, and the sentences around it."""
     speed = {name: [r["samples"] / r["seconds"] for r in found] for name, found in results.items()}
-    rows = ["| | samples/s | share of the probe | speed of llmcls |", "|---|---|---|---|"]
+    ours, trainer = results["llmcls"], results["Trainer 4 x 8"]
+    gigaflops = ", ".join(f"{r['probe'] / 1e9:.0f}" for r in ours)
+    lines = [
+        f"The texts have {ours[0]['tokens'] / rows:.0f} tokens on average. "
+        f"The probe, a product of two matrices of 1,536 x 1,536, reached {gigaflops} GFLOP/s.",
+        "",
+        "| | samples/s | share of the probe | speed of llmcls |",
+        "|---|---|---|---|",
+    ]
     for name, found in results.items():
         share = statistics.median(r.get("flops", 0) / r["seconds"] / r.get("probe", 1) for r in found)
         ratio = "" if name == "llmcls" else f"{median_ratio(speed['llmcls'], speed[name]):.2f}"
         shown = f"{share:.0%}" if share else ""
-        rows.append(f"| {name} | {', '.join(f'{s:.2f}' for s in speed[name])} | {shown} | {ratio} |")
-    ours = results["llmcls"]
-    ratio = median_ratio([r["plain loop"] for r in ours], [r["predicting"] for r in ours])
-    gigaflops = ", ".join(f"{r['probe'] / 1e9:.0f}" for r in ours)
-    lines = [
-        f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts of "
-        f"{ours[0]['tokens'] / a.rows:.0f} tokens on average, 32 a step, one epoch, {a.rounds} rounds, taking turns.",
-        f"The probe, a product of two matrices of 1,536 x 1,536, reached {gigaflops} GFLOP/s.",
-        "",
-        *rows,
-        "",
-        f"Prediction of {a.rows} texts: {ratio:.2f} times the speed of a plain loop at batch 4.",
-    ]
-    write_section("A pretrained decoder on a CPU", lines)
-    print("\n".join(lines))
+        lines.append(f"| {name} | {', '.join(f'{s:.2f}' for s in speed[name])} | {shown} | {ratio} |")
+    lines += ["", "| prediction | texts/s | speed of llmcls |", "|---|---|---|"]
+    times = {
+        "llmcls": [r["predicting"] for r in ours],
+        "Trainer, batch 16": [r["predicting"] for r in trainer],
+        "plain loop, batch 4": [r["plain loop 4"] for r in ours],
+        "plain loop, batch 32": [r["plain loop 32"] for r in ours],
+    }
+    for name, seconds in times.items():
+        ratio = "" if name == "llmcls" else f"{median_ratio(seconds, times['llmcls']):.2f}"
+        lines.append(f"| {name} | {', '.join(f'{rows / s:.2f}' for s in seconds)} | {ratio} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 from llmcls.engine.hardware import find_hardware  # noqa: E402
 
 # Run tests in parallel; more than four processes would need too much memory.
-PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"]
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 UNIT_TESTS = "not slow and not distributed and not slurm and not gpu"
 DOCS = ["build", "--strict", "--quiet"]
 

@@ -16,6 +16,7 @@ from llmcls.common.command import run_command
 COMMANDS = {
     "train": ("Train and predict", "Fine-tune a text classifier: every seed of a recipe."),
     "predict": ("Train and predict", "Classify texts with a trained run: a table, standard input, or one text."),
+    "init": ("Before training", "Look at a table, and write a commented recipe for it."),
     "check": ("Before training", "Check a recipe, its data and its model, without training."),
     "doctor": ("Before training", "Find out whether training works on this machine."),
     "profile": ("Before training", "Choose the profile that fits a recipe and the hardware."),
@@ -24,6 +25,7 @@ COMMANDS = {
     "quickstart": ("Before training", "Write the demo's data and get its pretrained model."),
     "scratch": ("Before training", "Write a small random decoder and a tokenizer for the texts of a recipe."),
     "curve": ("Before training", "How many labels do I need? Train on growing samples and draw the curve."),
+    "tune": ("Before training", "Search for better values of a recipe; several processes can share the search."),
     "runs": ("After training", "List and rank the runs of a folder: metric, interval, seeds, state, time."),
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
@@ -51,8 +53,7 @@ def _register(name: str, group: str, description: str) -> None:
     """Add a command to `app`; its module is imported when it is called."""
 
     def command(context: typer.Context) -> None:
-        module = importlib.import_module(f"llmcls.{name}")
-        run_command(lambda: module.main(context.args))
+        run_command(lambda: importlib.import_module(f"llmcls.{name}").main(context.args))
 
     # The parser of the command reads everything after its name, including --help.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -18,6 +18,7 @@ from llmcls.common.command import add_recipe_arguments, command_parser, run_comm
 from llmcls.common.files import write_text
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
+from llmcls.data.holdout import rows_of_split
 from llmcls.data.tables import read_table
 from llmcls.engine.profiles import find_profile
 from llmcls.recipe.grid import Grid, tasks_of
@@ -45,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     seeds = [word.strip() for word in arguments.seeds.split(",")]
     if not all(word.isdigit() for word in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds is {arguments.seeds!r}; give different whole numbers, separated by commas")
-    sizes = parse_sizes(arguments.sizes, len(read_table(recipe.data.train_csv, "data.train_csv")))
+    rows = rows_of_split(recipe, "train")
+    count = len(read_table(recipe.data.train_csv, "data.train_csv", recipe.data)) if rows is None else len(rows)
+    sizes = parse_sizes(arguments.sizes, count)
     profile = str(find_profile(arguments.profile)) if arguments.profile else "accel_configs/cpu.yaml"
     grid = curve_grid(
         CurveRequest(

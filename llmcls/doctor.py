@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the checks, show and write what they found; the exit code is 1 if there is a fault."""
     parser = command_parser("doctor", "Find out whether training works on this machine.")
     parser.add_argument("recipe", nargs="?", help="a recipe YAML file; a small Llama stands in if left out")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="values that replace the recipe's"
+    )
     parser.add_argument("--only", action="append", metavar="CHECK", help="run this check only; can be repeated")
     parser.add_argument("--output", help="file to write; doctor.json in exp.output_root or here if left out")
     arguments = parser.parse_intermixed_args(argv)

@@ -1,4 +1,4 @@
-"""Predict a table with a trained run: one JSON line per row, in the order of the input.
+"""Predict a table with a trained run: one JSON line per row (or a row of CSV or Parquet), in the order of the input.
 
 ``python -m llmcls.predict --run outputs/.../run_0 --input texts.csv --output predictions.jsonl`` needs the run folder
 and the pretrained model. ``--recipe R.yaml`` instead of ``--run`` uses the best run of the recipe. Finished rows are
@@ -14,9 +14,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmcls.common.command import command_parser, run_command
-from llmcls.common.files import replacing
+from llmcls.common.command import command_parser, expect_interrupts, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    expect_interrupts()
+
 from llmcls.common.logs import configure_logging
+from llmcls.common.signals import watch_signals
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import open_accelerator
 from llmcls.engine.agreement import entered_by_main
@@ -26,6 +31,7 @@ from llmcls.prediction.resumable_predictions import lock_of
 from llmcls.recipe.load import load_recipe
 from llmcls.results.finished_runs import FinishedRun, best_run, finished_runs, open_run
 from llmcls.results.lock import locked
+from llmcls.results.prediction_formats import FORMATS, format_of, write_lines
 from llmcls.results.run_folder import RunFolder
 from llmcls.serving.stream import CHUNK, Row, classify_stream, json_rows, text_rows
 
@@ -39,15 +45,19 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--input",
-        help="CSV, TSV, JSONL or Parquet with the recipe's text columns; - reads one text per line of standard input",
+        help="a table with the text columns of the recipe; - reads one text per line of standard input",
     )
     what.add_argument("--text", help="one text")
-    parser.add_argument("--output", help="the JSONL file to write; --text and --input - are printed without it")
+    parser.add_argument("--output", help="the file to write; --text and --input - are printed without it")
+    parser.add_argument("--format", choices=FORMATS, help="of the output; that of its extension if left out")
     parser.add_argument("--jsonl", action="store_true", help="with --input -: each line is an object with the columns")
     parser.add_argument("--ensemble", action="store_true", help="with --recipe: predict the mean of all finished seeds")
     parser.add_argument("--base-model", help="where the pretrained model is now, if it moved since training")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --recipe, as in training")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="with --recipe, as in training"
+    )
     arguments = parser.parse_intermixed_args(argv)
+    watch_signals()
     if arguments.run and arguments.overrides:
         raise UserError("command line: overrides need --recipe; with --run, leave them out (a run has its own recipe)")
     if arguments.run and arguments.ensemble:
@@ -55,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     streamed = arguments.text is not None or arguments.input == "-"
     if not streamed and not arguments.output:
         raise UserError("command line: --input FILE needs --output FILE; only --text and --input - are printed")
+    if arguments.format and not arguments.output:
+        raise UserError("command line: --format needs --output; what is printed is JSON lines")
     if arguments.jsonl and arguments.input != "-":
         raise UserError("command line: --jsonl is for --input -; the extension of a file says what is in it")
     if arguments.run:
@@ -68,13 +80,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     accelerator = open_accelerator(runs[0].recipe, training=False, mixed_precision=runs[0].mixed_precision)
     configure_logging(accelerator.is_main_process)
-    output = Path(arguments.output)
+    output, kind = Path(arguments.output), format_of(arguments.output, arguments.format)
     try:
         with entered_by_main(accelerator, locked(lock_of(output), str(output))):
             if len(runs) == 1:
-                predict_table(runs[0], arguments.input, output, accelerator)
+                predict_table(runs[0], arguments.input, output, accelerator, kind)
             else:
-                predict_ensemble(runs, arguments.input, output, accelerator)
+                predict_ensemble(runs, arguments.input, output, accelerator, kind)
     finally:
         accelerator.end_training()
 
@@ -99,11 +111,8 @@ def predict_stream(runs: list[FinishedRun], arguments: argparse.Namespace) -> No
         rows = text_rows(source)
     lines = classify_stream(runs, rows, 1 if source.isatty() else CHUNK)
     if arguments.output:
-        with (
-            replacing(Path(arguments.output)) as temporary,
-            temporary.open("w", encoding="utf-8", newline="\n") as file,
-        ):
-            file.writelines(lines)
+        kind = format_of(arguments.output, arguments.format)
+        write_lines(lines, Path(arguments.output), runs[0].labels, kind)
         return
     try:
         for line in lines:

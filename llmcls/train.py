@@ -11,14 +11,19 @@ import logging
 import sys
 from typing import Any
 
+from llmcls.common.command import add_recipe_arguments, command_parser, expect_interrupts, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    expect_interrupts()
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.files import write_json
 from llmcls.common.logs import configure_logging
-from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, watch_signals
+from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, interrupted_code, watch_signals
 from llmcls.data.batches import global_batch_size
 from llmcls.engine.accelerator import (
     autocast_dtype,
@@ -42,9 +47,11 @@ from llmcls.recipe.schema import Recipe
 from llmcls.results.model_card import write_model_card
 from llmcls.results.report import render_experiment_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
+from llmcls.results.seal import finish_run
 from llmcls.results.summary import write_summary
-from llmcls.training.checkpoints import Progress, load_best, load_last, save_model
-from llmcls.training.claim import claim_run_folder, claimed_experiment
+from llmcls.training.best_checkpoints import load_best
+from llmcls.training.checkpoints import Progress, load_last, save_model
+from llmcls.training.claim import claim_run_folder, claim_validation_rows, claimed_experiment
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
@@ -65,16 +72,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("train", "Fine-tune a text classifier on this process, or on those of `accelerate launch`.")
     add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)
+    watch_signals()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     accelerator = open_accelerator(recipe)
     configure_logging(accelerator.is_main_process)
-    watch_signals()
     try:
         with claimed_experiment(recipe, accelerator):
             train_seeds(recipe, accelerator)
     except Interrupted as stop:
         log.info("%s; run the same command again to resume", stop)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(interrupted_code(EXIT_INTERRUPTED))
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
@@ -104,6 +111,7 @@ def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
         claim_run_folder(run, recipe, seed, accelerator)
     accelerator.wait_for_everyone()
     inputs = load_inputs(recipe, accelerator)
+    claim_validation_rows(experiment, recipe, inputs.validation_split, accelerator)
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
             store_baselines(recipe, inputs.labels, experiment.baselines)
@@ -188,11 +196,10 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
                 save_calibration(run.calibration, final.calibration)
                 write_report(run, recipe_of_run(recipe, seed), final.metrics)
                 write_model_card(run, recipe_of_run(recipe, seed), final.metrics)
-                # Written last: its presence says that the run is finished.
-                write_json(run.metrics, final.metrics)
+                finish_run(run, final.metrics)
     finally:
         if setup.run_log is not None:
-            setup.run_log.close()
+            setup.run_log.close(sys.exception())
         # Free the memory for the next seed. Accelerate would also treat the old model as a second one.
         accelerator.free_memory()
     del classifier, model, optimizer, scorer

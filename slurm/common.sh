@@ -56,20 +56,25 @@ launch() {
             --num_processes "$((PER_NODE * SLURM_NNODES))" -m "$@"' "$@"
 }
 
-# launch_and_requeue SIGNAL PROFILE MODULE [ARGUMENT ...]: launch. On USR1 (the time limit is near) or TERM, send SIGNAL
+# launch_and_requeue SIGNAL PROFILE MODULE [ARGUMENT ...]: launch, and requeue as below.
+launch_and_requeue() {
+    IGNORED=USR1
+    if [ "$1" != TERM ]; then
+        IGNORED='USR1 TERM'
+    fi
+    requeue_around "$1" launch "${@:2}"
+}
+
+# requeue_around SIGNAL COMMAND [ARGUMENT ...]: run a command of this script. On USR1 (the time limit is near) or TERM, send SIGNAL
 # to the job step, wait until it has saved a checkpoint, and put the job back into the queue.
 #
 # SIGNAL is USR1 for a training, which saves on USR1 and TERM. Slurm sends TERM to every process of a job that it cancels
 # or preempts. The launcher ignores both: it would end at once, or end the processes after 30 seconds, while they save.
 # SIGNAL is TERM for processes that have nothing to save and may end at once.
-launch_and_requeue() {
+requeue_around() {
     local signal=$1 stopped='' code
     shift
-    IGNORED=USR1
-    if [ "$signal" != TERM ]; then
-        IGNORED='USR1 TERM'
-    fi
-    launch "$@" &
+    "$@" &
     local step=$!
     # The step may still be starting and not handle signals yet, so the signal is repeated until the step ends.
     # shellcheck disable=SC2064

@@ -35,20 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the files, and let each file run in one worker, which builds its fixtures once.
-
-    Before pytest-xdist, which looks at the groups once.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files, which run whole in one worker each (``--dist loadfile``) and so build their fixtures once."""
     weights: dict[Path, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         weight = next((i for i, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
         weights[item.path] = min(weight, weights.get(item.path, weight))
-        # What pytest-xdist leaves of --dist loadgroup in its workers, where the groups are formed.
-        if config.getoption("loadgroup", False):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: weights[item.path])
 
 

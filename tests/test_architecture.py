@@ -14,13 +14,15 @@ from tests.helpers import ROOT
 # A package may import itself and packages of lower layers. The commands, at the root, are the highest layer.
 LAYERS = {
     "common": 0, "recipe": 1, "data": 2, "model": 3, "engine": 4, "evaluation": 5, "results": 6,
-    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "rehearsal": 8, "diagnosis": 9,
+    "training": 7, "prediction": 7, "serving": 7, "datasets": 7, "intake": 7, "search": 8, "rehearsal": 8,
+    "diagnosis": 9,
 }  # fmt: skip
 COMMANDS = 10
 LONGEST = 350
 
 # Files that may use private names of other libraries, and why no public name does.
 PRIVATE_NAMES = {
+    "common/signals.py": "a second Ctrl-C ends a process whose main thread is waiting, and only os._exit does that",
     "data/splits.py": "datasets identifies the content of a table by _fingerprint only",
     "engine/accelerator.py": "accelerate's switch for gradient exchange without its own step counting",
     "engine/full_state.py": "DeepSpeed links parameters to optimizer state once, before all groups have one",

@@ -35,3 +35,21 @@ def test_a_run_of_another_recipe_in_the_folder_is_found_before_training(trained)
 def test_an_error_in_the_data_is_found_before_training(write_recipe) -> None:
     with pytest.raises(UserError, match="has no column 'headline'"):
         main([str(write_recipe(data__text_fields=["headline"]))])
+
+
+def test_an_unfinished_run_is_said_and_not_refused(trained, log_lines: list[str]) -> None:
+    (trained.runs[0] / "metrics.json").unlink()
+    main([str(trained.recipe)])
+    assert f"{trained.runs[0]}: unfinished; training resumes it" in log_lines
+    log_lines.clear()
+    (trained.runs[1] / "metrics.json").unlink()
+    main([str(trained.recipe), "learning_rate=0.1"])
+    said = "\n".join(log_lines)
+    assert f"{trained.runs[0]} holds an unfinished run of another recipe: train.learning_rate was 0.002" in said
+
+
+def test_the_verdict_repeats_what_deserves_a_look(write_recipe, products: Path, log_lines: list[str]) -> None:
+    main([str(write_recipe(data__val_csv=str(products / "train.csv")))])
+    verdict = log_lines[log_lines.index("training would start; look at this first:") + 1 : -1]
+    assert [line.split()[0] for line in verdict] == [f"{i}." for i in range(1, len(verdict) + 1)]
+    assert any("160 of 160 texts of validation are training texts too" in line for line in verdict)

@@ -8,19 +8,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.prediction.resumable_predictions import lock_of
 from llmcls.results.lock import locked
+from tests.conftest import Experiment
 from tests.helpers import (
     ROOT,
     assert_same_metrics,
     assert_same_predictions,
     needs_real_data,
     predict,
+    read_lines,
+    read_rows,
     refusal,
     train,
+    write_csv,
 )
 
 
@@ -136,3 +141,35 @@ def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path
     done = subprocess.run([*command, "--output", str(tmp_path / "p.jsonl")], env=environment, cwd=ROOT)
     assert done.returncode == 0
     assert_same_metrics(json.loads((tmp_path / "p.metrics.json").read_text()), expected["test"])
+
+
+def test_the_output_is_a_table_by_its_extension_and_a_file_needs_no_ids(
+    trained_once: Experiment, products: Path, tmp_path: Path, log_lines: list[str]
+) -> None:
+    stored = read_lines(trained_once.runs[0] / "predictions_test.jsonl")
+    rows = [{k: v for k, v in row.items() if k != "uid"} for row in read_rows(products / "test.csv")]
+    source = write_csv(tmp_path / "input.csv", rows)
+    predict("--run", trained_once.runs[0], "--input", source, "--output", tmp_path / "p.csv")
+    assert any("has no column 'uid'; its rows are numbered from 0" in line for line in log_lines)
+    found = read_rows(tmp_path / "p.csv")
+    assert [row["id"] for row in found] == [str(i) for i in range(61)]
+    assert [row["labels"] for row in found] == ["|".join(line["labels"]) for line in stored]
+    assert float(found[5]["probability_toys"]) == pytest.approx(stored[5]["probabilities"]["toys"], abs=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["input.csv", "p.csv", "p.metrics.json"]
+
+
+def test_an_ensemble_prints_its_own_score_and_writes_parquet(
+    trained_once: Experiment, products: Path, tmp_path: Path, log_lines: list[str]
+) -> None:
+    output = tmp_path / "p.parquet"
+    predict("--run", *trained_once.runs, "--input", products / "test.csv", "--output", output)
+    table = pd.read_parquet(output)
+    assert list(table["id"]) == [row["uid"] for row in read_rows(products / "test.csv")]
+    score = json.loads((tmp_path / "p.metrics.json").read_text())["f1_micro"]
+    (own,) = [line for line in log_lines if line.startswith("mean of 2 runs: ")]
+    assert f"micro-F1 {score:.4f}" in own
+
+
+def test_a_format_needs_a_file(trained_once: Experiment, capsys) -> None:
+    found = refusal(capsys, "predict", "--run", trained_once.runs[0], "--text", "a", "--format", "csv")
+    assert "--format needs --output; what is printed is JSON lines" in found

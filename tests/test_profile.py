@@ -37,6 +37,27 @@ def test_the_profile_follows_from_hardware_and_size(write_recipe, hardware, caps
     assert "a copy needs about 1 GiB (traced from its configuration), a GPU has 80" in two["reason"]
 
 
+@pytest.mark.parametrize(
+    "gpus, machines, size, overrides, profile, processes",
+    [
+        ([], 1, "1B", [], "cpu", 1),
+        ([8], 1, "1B", ["model.use_4bit=true"], "laptop_4bit", 1),
+        ([80], 1, "8B", [], "laptop_4bit", 1),
+        ([24, 24, 24, 24], 1, "1B", [], "ddp", 4),
+        ([24, 24, 24, 24], 1, "70B", ["model.use_4bit=true"], "fsdp_qlora", 4),
+        ([24, 24, 24, 24], 1, "13B", [], "fsdp", 4),
+        ([80, 80], 2, "8B", [], "ddp", 4),
+        ([80], 2, "8B", [], "ddp", 2),
+        ([80, 80], 2, "8B", ["model.lora_r=0"], "fsdp", 4),
+    ],
+)
+def test_each_size_gets_its_profile(hardware, capsys, gpus, machines, size, overrides, profile, processes) -> None:
+    path = hardware(*gpus, machines=machines)
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    found = chosen(capsys, recipe, *overrides, "--hardware", path, "--model-size", size)
+    assert (found["profile"], found["processes"], found["machines"]) == (profile, processes, machines)
+
+
 def test_a_four_bit_8b_model_is_not_sent_to_a_card_where_it_does_not_fit(write_recipe, hardware, capsys) -> None:
     # An estimate from shapes said 23.7 GiB.
     recipe = write_recipe(
@@ -75,10 +96,24 @@ def test_an_unknown_profile_is_refused(write_recipe) -> None:
         main([str(write_recipe()), "--profile", "ddpp"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"gpus": 3}', '{"gpus": [{}]}', "\x00"])
-def test_hardware_that_cannot_be_read_is_one_sentence(write_recipe, tmp_path: Path, capsys, text: str) -> None:
+@pytest.mark.parametrize(
+    "text, cause",
+    [
+        ("", "is not JSON"),
+        ("\x00", "is not JSON"),
+        ('[{"memory_gib": 80}]', "holds a list, not an object"),
+        ('{"gpus": 3}', '"gpus" is not a list of objects with "memory_gib"'),
+        ('{"gpus": [{}]}', '"gpus" is not a list of objects with "memory_gib"'),
+        ('{"machines": 0}', '"machines" is not a whole number from 1'),
+    ],
+)
+def test_hardware_that_cannot_be_read_is_one_sentence(
+    write_recipe, tmp_path: Path, capsys, text: str, cause: str
+) -> None:
     path = tmp_path / "hardware.json"
     path.write_text(text)
     found = refusal(capsys, "profile", write_recipe(), "--hardware", path)
     assert "--hardware: " in found
-    assert "cannot be read as hardware" in found
+    assert f"{cause}; write " in found
+    assert '{"gpus": [{"memory_gib": 80}], "machines": 2}' in found
+    assert "Error" not in found

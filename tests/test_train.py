@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.common.user_error import UserError
+from llmcls.recipe.load import load_recipe
 from llmcls.results.lock import locked
 from llmcls.results.run_folder import ExperimentFolder
+from llmcls.training import loop
 from tests.conftest import Experiment
 from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train
 
@@ -65,6 +68,21 @@ def test_a_finished_run_is_kept_and_another_recipes_run_is_not_overwritten(write
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns == before
     train(recipe, "train.learning_rate=5e-3", "exp.overwrite=true")
     assert (root / "run_0" / "metrics.json").stat().st_mtime_ns != before
+
+
+def test_a_run_that_died_before_it_saved_anything_does_not_block_another_recipe(write_recipe, monkeypatch) -> None:
+    recipe = write_recipe(train__max_steps=2)
+
+    def dies(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", dies)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            train(recipe)
+    run = train(recipe, "train.learning_rate=5e-3") / "run_0"
+    assert "learning_rate: 0.005" in (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert metrics_of(run)["steps"] == 2
 
 
 def test_a_folder_that_another_training_uses_is_left_alone(write_recipe, tmp_path: Path, capsys) -> None:
@@ -129,6 +147,41 @@ def test_a_run_stopped_by_a_signal_resumes_exactly(write_recipe, tmp_path: Path)
         return [(line["step"], line["split"], line["loss"]) for line in lines if "loss" in line]
 
     assert curve("cut") == curve("whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", EXIT_INTERRUPTED)])
+def test_a_signal_before_the_first_evaluation_loses_no_step(write_recipe, monkeypatch, log_lines, name, code) -> None:
+    recipe, real = write_recipe(), loop.optimizer_step
+
+    def stopped(*arguments: Any) -> Any:
+        if arguments[-1] == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "optimizer_step", stopped)
+    with pytest.raises(SystemExit) as stop:
+        train(recipe, "exp.run_name=cut")
+    assert stop.value.code == code
+    assert [line for line in log_lines if f"stopped by {name} after step 3 of 20; saved" in line]
+    run = ExperimentFolder.of(load_recipe(recipe, ["exp.run_name=cut"])).run(0)
+    assert json.loads((run.last_checkpoint / "progress.json").read_text())["step"] == 3
+    assert f"stopped by {name} after step 3" in run.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_while_libraries_are_imported_is_one_line(write_recipe) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "llmcls.train", str(write_recipe())]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    # The first module of torch has been imported; many more follow.
+    while " torch" not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    lines = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+    assert lines[-1] == "interrupted; run the same command again to resume"
+    assert not [line for line in lines if "Traceback" in line]
+    assert process.wait() in (130, -signal.SIGINT)
 
 
 def test_a_run_that_evaluates_nothing_ends_well(write_recipe) -> None:

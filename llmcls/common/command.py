@@ -12,8 +12,11 @@ from collections.abc import Callable
 from types import TracebackType
 
 from llmcls.common.secrets import redacted
+from llmcls.common.signals import interrupted_code
 from llmcls.common.system_errors import explain_system_error
 from llmcls.common.user_error import UserError
+
+INTERRUPTED = "interrupted; run the same command again to resume"
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -25,7 +28,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments ``RECIPE [section.key=value ...]``."""
     parser.add_argument("recipe", help="a recipe YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the recipe"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="values that replace those of the recipe"
     )
 
 
@@ -35,7 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
     Any other exception keeps its traceback, because it is a bug and the traceback belongs in the bug report. No message
     shows a secret.
     """
-    sys.excepthook = _print_redacted
+    expect_interrupts()
     try:
         try:
             main()
@@ -53,10 +56,18 @@ def run_command(main: Callable[[], None]) -> None:
         print(redacted(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr, flush=True)
-        sys.exit(130)
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        sys.exit(interrupted_code())
+
+
+def expect_interrupts() -> None:
+    """Let Ctrl-C end with a line instead of a traceback, already while a command imports its libraries."""
+    sys.excepthook = _print_redacted
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does, without secrets."""
+    """Print a traceback as Python does, without secrets; for an interrupt, only a line."""
+    if isinstance(error, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)

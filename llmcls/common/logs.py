@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +35,23 @@ def configure_logging(main_process: bool) -> None:
         handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     _quiet_libraries()
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """The warnings that llmcls logs inside the block, as they come, in a list."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(redacted(record.getMessage()))
+
+    root, handler = logging.getLogger("llmcls"), Collector(logging.WARNING)
+    root.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        root.removeHandler(handler)
 
 
 def _quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 from llmcls.common.user_error import UserError
 
@@ -41,3 +42,18 @@ def explain_system_error(error: OSError) -> UserError | None:
     if explained is None:
         return None
     return UserError(f"{error.filename}: {explained}" if error.filename else explained)
+
+
+def disk_full(error: BaseException, path: Path) -> UserError | None:
+    """A full disk or quota as a sentence that names the file; None for another error.
+
+    Libraries that are not written in Python pass on the words of the system, without its number.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        words = str(error)
+        named = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": getattr(errno, "EDQUOT", errno.ENOSPC)}
+        number = next((code for text, code in named.items() if text in words), None)
+    if number not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return None
+    return explain_system_error(OSError(number, "", str(path)))

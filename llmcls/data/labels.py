@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
+from llmcls.common.files import read_json
 from llmcls.common.user_error import UserError
+from llmcls.data.label_cells import (
+    TRUTH,
+    are_lists,
+    are_vectors,
+    example_of,
+    list_items,
+    look_alikes,
+    separator_in,
+    split_names,
+)
+from llmcls.data.label_mismatch import (
+    MULTI_LABEL,
+    require_no_names,
+    require_no_separator,
+    require_single,
+    require_truth,
+)
 from llmcls.data.tables import cell_text, column_texts, require_columns
-from llmcls.recipe.schema import Recipe
-
-_TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "False": 0.0, "True": 1.0, "false": 0.0, "true": 1.0}
+from llmcls.recipe.schema import ProblemType, Recipe
 
 
 @dataclass
@@ -33,6 +51,8 @@ class LabelSpace:
         Separates the labels of a cell, if one column contains all labels.
     hierarchy : str, optional
         Separates the parts of a label that is a path. Such a label implies its ancestors.
+    lists : bool
+        Whether the cells of the one column are lists of labels, as in ``['a', 'b']``.
     """
 
     names: list[str]
@@ -41,6 +61,7 @@ class LabelSpace:
     class_values: list[str] | None = None
     separator: str | None = None
     hierarchy: str | None = None
+    lists: bool = False
 
     @property
     def multi_label(self) -> bool:
@@ -65,6 +86,31 @@ class LabelSpace:
             return [[] for _ in self.names]
         index = {name: i for i, name in enumerate(self.names)}
         return [[index[a] for a in _ancestor_names(name, self.hierarchy) if a in index] for name in self.names]
+
+
+def read_label_space(path: Path) -> LabelSpace:
+    """The labels that a run saved.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or does not describe labels.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it, or train the run again")
+    saved = read_json(path)
+    try:
+        labels = LabelSpace(**saved)
+    except TypeError:
+        raise UserError(f"{path} is damaged: it does not describe labels; restore it") from None
+    lists = [labels.names, labels.columns, [] if labels.class_values is None else labels.class_values]
+    texts = [labels.separator or "", labels.hierarchy or ""]
+    sound = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
+    sound = sound and all(isinstance(text, str) for text in texts)
+    sound = sound and labels.problem_type in typing.get_args(ProblemType) and bool(labels.names and labels.columns)
+    if not sound or len(set(labels.names)) != len(labels.names):
+        raise UserError(f"{path} is damaged: it does not describe labels; restore it")
+    return labels
 
 
 def add_ancestors(marks: np.ndarray, labels: LabelSpace) -> np.ndarray:
@@ -165,7 +211,7 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     Parameters
     ----------
     recipe : Recipe
-        Multi-label without ``label_separator``: its label columns are the labels.
+        Multi-label with 0/1 columns: its label columns are the labels.
     train_table : datasets.Dataset
         Otherwise, the classes or labels are read from the label column of this table.
 
@@ -176,37 +222,72 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     Raises
     ------
     UserError
-        If the label column is missing, a class is empty, or there are too few or too many classes.
+        If the label column is missing or holds something else than the recipe says, a class is empty, or there are too
+        few or too many classes. The message names the key to set.
     """
     columns, kind = recipe.data.label_columns, recipe.model.problem_type
-    separator, hierarchy = recipe.data.label_separator, recipe.data.hierarchy_separator
     path, column = recipe.data.train_csv, columns[0]
-    if kind == "multi_label_classification" and separator is None:
-        return LabelSpace(list(columns), list(columns), kind, hierarchy=hierarchy)
+    require_no_names(train_table, columns, path)
+    if kind == MULTI_LABEL and len(columns) > 1:
+        return LabelSpace(list(columns), list(columns), kind, hierarchy=recipe.data.hierarchy_separator)
     require_columns(train_table, [column], path, "data.label_columns")
     values = sorted({cell_text(v).strip() for v in column_texts(train_table, column).unique().to_pylist()})
-    if separator is not None:
-        names = {name for value in values for name in _split_labels(value, separator)}
-        if hierarchy:
-            names |= {a for name in names for a in _ancestor_names(name, hierarchy)}
-        if not names:
-            raise UserError(f"{path}, column {column!r}: no row has a label; at least one is needed")
-        return LabelSpace(sorted(names), [column], kind, separator=separator, hierarchy=hierarchy)
+    where = f"{path}, column {column!r}"
+    lists = are_lists(values)
+    if lists and (length := are_vectors(values)):
+        raise UserError(
+            f"{where}: cells such as {example_of(values)!r} are vectors; write a column for each of the {length} "
+            "labels, or lists of their names"
+        )
+    if kind == MULTI_LABEL:
+        return _label_names(recipe, values, lists, where)
+    if lists:
+        require_single(values, where)
+        values = sorted({name for value in values for name in list_items(value) or [value]})
     if "" in values:
-        row = [cell_text(v).strip() for v in train_table[column]].index("") + 1
-        raise UserError(f"{path}, row {row}, column {column!r}: the class is empty; fill it in or drop the row")
+        rows = [i for i, v in enumerate(train_table[column], 1) if cell_text(v).strip() in ("", "[]")]
+        more = f" (and in {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        raise UserError(
+            f"{path}, row {rows[0]}, column {column!r}: the class is empty{more}; fill it in or drop the row"
+        )
     if len(values) < 2:
-        raise UserError(f"{path}, column {column!r}: every row has the class {values[0]!r}; at least two are needed")
+        raise UserError(f"{where}: every row has the class {values[0]!r}; at least two are needed")
+    require_no_separator(values, where)
     if kind == "single_label_classification":
-        return LabelSpace(values, [column], kind, values)
-    if set(values) <= set(_TRUTH):
-        return LabelSpace([f"not_{column}", column], [column], kind, None)
+        return LabelSpace(values, [column], kind, values, lists=lists)
+    if set(values) <= set(TRUTH):
+        return LabelSpace([f"not_{column}", column], [column], kind, None, lists=lists)
     if len(values) > 2:
         raise UserError(
-            f"{path}, column {column!r} has {len(values)} values ({', '.join(values[:5])}, ...); "
+            f"{where} has {len(values)} values ({', '.join(values[:5])}, ...); "
             "binary_classification needs two; set model.problem_type=single_label_classification"
         )
-    return LabelSpace(values, [column], kind, values)
+    return LabelSpace(values, [column], kind, values, lists=lists)
+
+
+def _label_names(recipe: Recipe, values: list[str], lists: bool, where: str) -> LabelSpace:
+    """The labels of a multi-label recipe with one column, whose different cells are ``values``."""
+    data, kind, column = recipe.data, recipe.model.problem_type, recipe.data.label_columns[0]
+    separator, hierarchy = data.label_separator, data.hierarchy_separator
+    if separator is None and not lists:
+        require_truth(values, where)
+        return LabelSpace([column], [column], kind, hierarchy=hierarchy)
+    if lists:
+        separator, names = None, {name for value in values for name in list_items(value) or ()}
+    else:
+        separator = separator or ""
+        found = separator_in(values) if not any(separator in value for value in values) else None
+        if found:
+            raise UserError(
+                f"{where}: no cell has data.label_separator={separator!r}, but {found!r} seems to separate labels, as "
+                f"in {example_of(values, found)!r}; set data.label_separator={found!r}"
+            )
+        names = {name for value in values for name in split_names(value, separator)}
+    if hierarchy:
+        names |= {a for name in names for a in _ancestor_names(name, hierarchy)}
+    if not names:
+        raise UserError(f"{where}: no row has a label; at least one is needed")
+    return LabelSpace(sorted(names), [column], kind, separator=separator, hierarchy=hierarchy, lists=lists)
 
 
 def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace, path: str) -> list[Any]:
@@ -232,10 +313,10 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
     UserError
         If a cell has no known value. The message names the row, the column and the value.
     """
-    if labels.separator is not None:
+    if labels.multi_label and (labels.separator is not None or labels.lists):
         return _read_delimited(batch[labels.columns[0]], rows, labels, path)
     if labels.class_values is None:
-        known, allowed = _TRUTH, "0 or 1"
+        known, allowed = TRUTH, "0 or 1"
     else:
         known = {value: i for i, value in enumerate(labels.class_values)}
         allowed = "a class of the training file: " + ", ".join(labels.class_values[:10])
@@ -243,9 +324,13 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
     for column in labels.columns:
         values = []
         for row, cell in zip(rows, batch[column], strict=True):
-            value = known.get(cell_text(cell).strip())
+            text = cell_text(cell).strip()
+            items = (list_items(text) or ()) if labels.lists else ()
+            value = known.get(items[0] if len(items) == 1 else text)
             if value is None:
-                raise UserError(f"{path}, row {row + 1}, column {column!r}: {cell_text(cell)!r} is not {allowed}")
+                near = next((name for name in known if look_alikes([name, text])), None)
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise UserError(f"{path}, row {row + 1}, column {column!r}: {cell_text(cell)!r} is not {allowed}{hint}")
             values.append(value)
         columns.append(values)
     if not labels.multi_label:
@@ -259,7 +344,7 @@ def _read_delimited(cells: list[Any], rows: list[int], labels: LabelSpace, path:
     index = {name: i for i, name in enumerate(labels.names)}
     marks = np.zeros((len(cells), len(labels.names)), dtype=np.float32)
     for i, (row, cell) in enumerate(zip(rows, cells, strict=True)):
-        for name in _split_labels(cell_text(cell), labels.separator or ""):
+        for name in names_in(cell_text(cell), labels):
             if name not in index:
                 raise UserError(
                     f"{path}, row {row + 1}, column {labels.columns[0]!r}: the label {name!r} is not in the training "
@@ -269,9 +354,12 @@ def _read_delimited(cells: list[Any], rows: list[int], labels: LabelSpace, path:
     return add_ancestors(marks, labels).tolist()
 
 
-def _split_labels(cell: str, separator: str) -> list[str]:
-    """The labels of a cell, stripped; empty ones are skipped."""
-    return [name for part in cell.split(separator) if (name := part.strip())]
+def names_in(cell: str, labels: LabelSpace) -> list[str]:
+    """The labels that a cell names, where one column holds all labels."""
+    if labels.lists:
+        items = list_items(cell)
+        return split_names(cell, "\0") if items is None else list(items)
+    return split_names(cell, labels.separator or "\0")
 
 
 def _ancestor_names(name: str, hierarchy: str) -> list[str]:

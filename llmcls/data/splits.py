@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 # Increase this number when the contents of a tokenized row change, so that old cache files are not used.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass
@@ -48,15 +48,21 @@ class Split:
         The column "id" as text, memory-mapped.
     window : int, optional
         Tokens per window, if the tokens of a row are consecutive windows of a text. None if they are one text.
+    digests : int64 [rows], optional
+        The `text_digest` of each row.
+    numbers : int64 [rows], optional
+        The number of each row in the file, from 1. None if the split is the whole file.
     """
 
     name: str
     path: str
-    tokens: TokenStore | Sequence[np.ndarray]
+    tokens: TokenStore | SelectedTokens | Sequence[np.ndarray]
     lengths: np.ndarray
     labels: np.ndarray | None
     table: datasets.Dataset
     window: int | None = None
+    digests: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -73,6 +79,19 @@ class Split:
         if self.labels is None:
             raise ValueError(f"{self.path} was read without labels")
         return self.labels
+
+    @property
+    def known_digests(self) -> np.ndarray:
+        """The digests of a split that was read from a table.
+
+        Raises
+        ------
+        ValueError
+            If it was not.
+        """
+        if self.digests is None:
+            raise ValueError(f"{self.path} has no digests of its texts")
+        return self.digests
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
         """The ids of the rows from ``start`` up to, but not including, ``stop``."""
@@ -102,6 +121,26 @@ class TokenStore:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         offsets, i = self._offsets[chunk], row - self._starts[chunk]
         return self._values[chunk][offsets[i] : offsets[i + 1]]
+
+
+class SelectedTokens:
+    """The tokens of some rows, without a list of them.
+
+    Parameters
+    ----------
+    tokens : TokenStore or sequence
+        Of all rows.
+    rows : int64 [selected rows]
+    """
+
+    def __init__(self, tokens: TokenStore | SelectedTokens | Sequence[np.ndarray], rows: np.ndarray) -> None:
+        self._tokens, self._rows = tokens, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._tokens[int(self._rows[row])]
 
 
 def tokenize_split(
@@ -144,9 +183,11 @@ def tokenize_split(
         texts = join_text_fields([batch[c] for c in text_columns], data.text_separator)
         ids = [cell_text(v) for v in batch[data.id_column]] if data.id_column else [str(r) for r in rows]
         columns: dict[str, list[Any]] = {"id": ids, "input_ids": encode(texts, tokenizer, data, labels.names)}
+        columns["digest"] = [text_digest(text) for text in texts]
         return columns | {"labels": read_labels(batch, rows, labels, path)} if labelled else columns
 
     features = {"id": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("int32"))}
+    features["digest"] = datasets.Value("int64")
     if labelled:
         marks = datasets.List(datasets.Value("float32"), length=len(labels.names))
         features["labels"] = marks if labels.multi_label else datasets.Value("int64")
@@ -170,7 +211,31 @@ def tokenize_split(
         if labels.multi_label:
             values = values.reshape(len(encoded), len(labels.names))
     window = data.max_length if data.truncation == "windows" else None
-    return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window)
+    digests = encoded.data.column("digest").to_numpy()
+    return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window, digests)
+
+
+def text_digest(text: str) -> int:
+    """A number that texts share if they differ only in case and white space; 0 for empty ones.
+
+    Examples
+    --------
+    >>> text_digest("A  text\\n") == text_digest("a text"), text_digest(" ")
+    (True, 0)
+    """
+    plain = " ".join(text.lower().split())
+    if not plain:
+        return 0
+    # surrogatepass: what is no character fails in the tokenizer, with its own message.
+    return (
+        int.from_bytes(hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
+        or 1
+    )
+
+
+def numbers_of(split: Split, rows: np.ndarray) -> np.ndarray:
+    """The numbers in the file, from 1, of some rows of a split."""
+    return rows + 1 if split.numbers is None else split.numbers[rows]
 
 
 def some_rows(split: Split, rows: int, seed: int) -> Split:
@@ -183,6 +248,8 @@ def some_rows(split: Split, rows: int, seed: int) -> Split:
         tokens=[split.tokens[row] for row in chosen],
         lengths=split.lengths[chosen],
         labels=split.known_labels[chosen],
+        digests=None if split.digests is None else split.digests[chosen],
+        numbers=numbers_of(split, chosen),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, multi_hot
-from llmcls.data.splits import Split
+from llmcls.data.splits import SelectedTokens, Split, numbers_of
 from llmcls.recipe.schema import DataSection
 
 
@@ -85,8 +85,10 @@ def part_of(split: Split, rows: np.ndarray) -> Split:
     """Some rows of a split with labels."""
     return dataclasses.replace(
         split,
-        tokens=[split.tokens[row] for row in rows],
+        tokens=SelectedTokens(split.tokens, rows),
         lengths=split.lengths[rows],
         labels=split.known_labels[rows],
         table=split.table.select(rows),
+        digests=None if split.digests is None else split.digests[rows],
+        numbers=numbers_of(split, rows),
     )

@@ -1,14 +1,14 @@
-"""Reading tables: CSV, TSV, JSONL and Parquet files, checked and memory-mapped through `datasets`.
+"""Reading tables: CSV, TSV, Excel, JSONL and Parquet files, checked and memory-mapped through `datasets`.
 
-Every cell of a CSV or TSV file is read as text, so ids keep leading zeros, and the text "NA" is not a missing value.
+Every cell of a CSV, TSV or Excel file is read as text, so ids keep leading zeros, and the text "NA" is not a
+missing value.
 """
 
 from __future__ import annotations
 
-import csv
+import codecs
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,34 @@ import pyarrow as pa
 
 from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
+from llmcls.data.csv_files import check_rows, find_format
+from llmcls.data.workbooks import read_workbook
+from llmcls.recipe.schema import DataSection
 
 DEEPEST_JSON = 100
 _JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_KINDS = {
+    ".csv": "csv", ".tsv": "csv", ".xlsx": "excel", ".xlsm": "excel", ".jsonl": "json", ".json": "json",
+    ".parquet": "parquet",
+}  # fmt: skip
+_OLD_WORKBOOKS = {".xls", ".xlsb", ".ods", ".numbers"}
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
-def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
-    """Read a CSV, TSV, JSONL or Parquet file. The extension decides the format.
+def read_table(
+    path: str | Path, key: str = "data", data: DataSection | None = None, insist: bool = True
+) -> datasets.Dataset:
+    """Read a CSV, TSV, Excel, JSONL or Parquet file. The extension decides the format.
 
     Parameters
     ----------
     path : str or Path
     key : str
         The recipe key or command line option that names the file, for error messages.
+    data : DataSection, optional
+        Its ``csv_separator`` and ``encoding`` say how a CSV file is written. Without them, the file tells.
+    insist : bool
+        Whether the file must be written so. A table for prediction can be written otherwise than those of the recipe.
 
     Returns
     -------
@@ -49,23 +63,22 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
         near = nearest(path.name, others)
         hint = f"; {path.parent} has {near}" if near else ""
         problem = "is not a file" if os.path.exists(path) else "does not exist"
-        raise UserError(f"{key}: {path} {problem}{hint}; check the path (relative to the current folder)")
-    kind = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    builder = kind.get(path.suffix.lower())
+        raise UserError(
+            f"{key}: {path} {problem}{hint}; a relative path begins in the current folder or beside the recipe"
+        )
+    builder = _KINDS.get(path.suffix.lower())
+    if path.suffix.lower() in _OLD_WORKBOOKS:
+        raise UserError(f"{key}: {path} is a workbook of a kind that is not read; save it as .xlsx or as CSV UTF-8")
     if builder is None:
-        raise UserError(f"{key}: {path} has the extension {path.suffix!r}; use one of {', '.join(kind)}")
+        raise UserError(f"{key}: {path} has the extension {path.suffix!r}; use one of {', '.join(_KINDS)}")
+    if builder == "excel":
+        return read_workbook(path, key)
     options: dict[str, Any] = {}
+    rows = None
     if builder == "csv":
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        columns = _csv_header(path, separator, key)
-        options = {
-            "sep": separator,
-            "encoding": "utf-8-sig",
-            "keep_default_na": False,
-            "na_filter": False,
-            "features": datasets.Features({c: datasets.Value("string") for c in columns}),
-        }
-        _check_csv_widths(path, separator, len(columns), key)
+        form = find_format(path, key, data, insist)
+        rows = check_rows(path, form, key)
+        options = form.options()
     elif builder == "json":
         _check_json_rows(path, key)
     try:
@@ -77,60 +90,17 @@ def read_table(path: str | Path, key: str = "data") -> datasets.Dataset:
         cause = error.__cause__ or error
         raise UserError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
     if len(table) == 0:
-        raise _no_rows(path, key)
-    return table
-
-
-def _no_rows(path: Path, key: str) -> UserError:
-    return UserError(f"{key}: {path} has no rows; add at least one row below the header")
-
-
-def _csv_header(path: Path, separator: str, key: str) -> list[str]:
-    """The column names of a CSV file, which must be unique."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter=separator), None)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, key, error) from None
-    if not header:
-        raise UserError(f"{key}: {path} is empty; its first line must name the columns")
-    duplicates = sorted(column for column, times in Counter(header).items() if times > 1)
-    if duplicates:
-        raise UserError(f"{key}: {path} has the column {duplicates[0]!r} twice; rename one of them")
-    return header
-
-
-def _check_csv_widths(path: Path, separator: str, width: int, key: str) -> None:
-    """Raise a `UserError` at the first row with more or fewer cells than the header, or if the file has no rows.
-
-    pandas fills short rows with missing values and can drop the end of long rows. Either could assign a label to the
-    wrong column without an error.
-    """
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator)
-            # Blank lines are not rows, and the header is row 0.
-            number = -1
-            for cells in reader:
-                number += bool(cells)
-                if len(cells) != width and cells:
-                    raise UserError(
-                        f"{key}: {path}, row {number} (line {reader.line_num}) has {len(cells)} cells, "
-                        f"the header has {width}; quote texts that contain separators or line breaks"
-                    )
-            if number < 1:
-                raise _no_rows(path, key)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, key, error) from None
-    except csv.Error as error:
-        raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; correct that line") from None
+        raise UserError(f"{key}: {path} has no rows; add at least one row below the header")
+    return table if rows is None or rows == len(table) else table.select(range(rows))
 
 
 def _check_json_rows(path: Path, key: str) -> None:
     """Raise a `UserError` at what ends the process of the reader: a row that is no object, or nested without end."""
     depth, whole = 0, None
     with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{key}: {path} is UTF-16; JSON is UTF-8: save it as UTF-8")
+        file.seek(0)
         for number, line in enumerate(file, 1):
             text = line.lstrip(b"\xef\xbb\xbf" if number == 1 else None).lstrip()
             # A file that begins with a bracket is one list of rows, and not a row in each line.
@@ -141,10 +111,6 @@ def _check_json_rows(path: Path, key: str) -> None:
                 depth += 1 if bracket in b"[{" else -1
                 if depth > DEEPEST_JSON:
                     raise UserError(f"{key}: {path}, line {number}: values are nested more than {DEEPEST_JSON} deep")
-
-
-def _not_utf8(path: Path, key: str, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"{key}: {path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8")
 
 
 def require_columns(table: datasets.Dataset, columns: list[str], path: str, key: str) -> None:

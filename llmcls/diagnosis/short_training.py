@@ -70,7 +70,7 @@ def four_bit(subject: Subject) -> Finding:
         for number in range(REPEATED):
             batches = [collate(split, rows, pad, setup.packed) for rows in step.micro_batches[0]]
             total = optimizer_step(setup, run.model.train(), run.optimizer, step, batches, number)
-            losses.append(float(total) / step.rows)
+            losses.append(float(total.loss_sum) / step.rows)
     found = f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {REPEATED} steps with {layers} layers in 4 bits"
     if not losses[-1] < LOWER * losses[0]:
         advice = "install another version of bitsandbytes, or set model.use_4bit=false"

@@ -187,7 +187,7 @@ def _measure(subject: Subject) -> Measured | None:
     def run() -> float:
         start = time.perf_counter()
         # Reading the loss waits for the device.
-        float(optimizer_step(setup, model, optimizer, step, batches, 0))
+        float(optimizer_step(setup, model, optimizer, step, batches, 0).loss_sum)
         return time.perf_counter() - start
 
     try:

@@ -135,11 +135,12 @@ def sum_over_ranks(accelerator: Accelerator, values: torch.Tensor) -> torch.Tens
     return accelerator.reduce(values, reduction="sum")
 
 
-def any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """True on every rank if ``flag`` is true on any rank."""
+def any_rank(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is true on any rank; the same on every rank. One collective for all flags."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(sum_over_ranks(accelerator, torch.tensor(float(flag), device=accelerator.device)) > 0)
+        return flags
+    own = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
+    return tuple(count > 0 for count in sum_over_ranks(accelerator, own).tolist())
 
 
 def unwrapped(model: nn.Module) -> Classifier:

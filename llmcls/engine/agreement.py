@@ -7,11 +7,11 @@ itself, one could start at step 0 while the others resume.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
@@ -35,6 +35,26 @@ def from_main(accelerator: Accelerator | PartialState, value: T) -> T:
     return values[0]
 
 
+def on_main(accelerator: Accelerator | PartialState, function: Callable[[], T]) -> T:
+    """What a function returns on the main process, on every rank. Collective.
+
+    Raises
+    ------
+    UserError
+        On every rank, if the function raised it on the main process.
+    """
+    outcome: tuple[T | None, str | None] = (None, None)
+    if accelerator.is_main_process:
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            outcome = (None, str(error))
+    value, refusal = from_main(accelerator, outcome)
+    if refusal is not None:
+        raise UserError(refusal)
+    return cast(T, value)
+
+
 @contextmanager
 def entered_by_main(accelerator: Accelerator | PartialState, context: AbstractContextManager[object]) -> Iterator[None]:
     """Run the body inside a context that only the main process enters. Collective.
@@ -45,15 +65,11 @@ def entered_by_main(accelerator: Accelerator | PartialState, context: AbstractCo
         On every rank, if the main process could not enter it.
     """
     with ExitStack() as stack:
-        refusal = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(context)
-            except UserError as error:
-                refusal = str(error)
-        refusal = from_main(accelerator, refusal)
-        if refusal is not None:
-            raise UserError(refusal)
+
+        def enter() -> None:
+            stack.enter_context(context)
+
+        on_main(accelerator, enter)
         yield
 
 

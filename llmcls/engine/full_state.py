@@ -143,7 +143,8 @@ def _start_zero_state(zero: Any, step: float) -> None:
 
 def _whole(tensor: Any) -> torch.Tensor:
     tensor = tensor.detach()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.clone() if whole.device.type == "cpu" else whole.cpu()
 
 
 def _like(value: torch.Tensor, parameter: Any) -> torch.Tensor:

@@ -13,6 +13,15 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_KINDS: dict[type, str] = {
+    list: "list",
+    str: "text",
+    int: "number",
+    float: "number",
+    bool: "truth value",
+    type(None): "null",
+}
+
 
 @dataclass
 class Hardware:
@@ -90,9 +99,24 @@ def read_hardware(path: str | Path) -> Hardware:
     ValueError
         If the file cannot be read as such.
     """
+    example = '{"gpus": [{"memory_gib": 80}], "machines": 2}'
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Hardware([float(gpu["memory_gib"]) for gpu in raw.get("gpus", [])], int(raw.get("machines", 1)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        example = '{"gpus": [{"memory_gib": 80}], "machines": 2}'
-        raise ValueError(f"{path} cannot be read as hardware ({type(error).__name__}); write {example}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); write {example}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON; write {example}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {_KINDS[type(raw)]}, not an object; write {example}")
+    gpus, machines = raw.get("gpus", []), raw.get("machines", 1)
+    if not isinstance(gpus, list) or not all(
+        isinstance(gpu, dict) and _positive(gpu.get("memory_gib")) for gpu in gpus
+    ):
+        raise ValueError(f'{path}: "gpus" is not a list of objects with "memory_gib"; write {example}')
+    if not _positive(machines) or machines != int(machines):
+        raise ValueError(f'{path}: "machines" is not a whole number from 1; write {example}')
+    return Hardware([float(gpu["memory_gib"]) for gpu in gpus], int(machines))
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

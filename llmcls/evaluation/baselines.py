@@ -14,6 +14,7 @@ import numpy as np
 
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
+from llmcls.data.holdout import kept_rows, rows_of_split
 from llmcls.data.labels import LabelSpace, multi_hot, read_labels
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
@@ -81,7 +82,7 @@ def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Baseline] | N
     if recipe.exp.baselines is None and (size > QUICK_BYTES or size * len(labels.names) > QUICK_WORK):
         log.info("baselines are skipped: they would take more than a minute; set exp.baselines=true to run them")
         return None
-    texts, values = _read(recipe, labels)
+    texts, values = read_splits(recipe, labels)
     result = {}
     for name, baseline in (("majority", majority), ("tfidf_linear", tfidf_linear)):
         start = time.perf_counter()
@@ -197,17 +198,25 @@ def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: 
     return {split: split_scores for split, split_scores in scores.items() if split != "train"}
 
 
-def _read(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
     """Texts and label values of each split of a recipe."""
     data = recipe.data
     texts, values = {}, {}
     for split, path in data.files().items():
-        table = read_table(path, f"data.{SPLIT_KEYS[split]}")
+        table = read_table(path, f"data.{SPLIT_KEYS[split]}", data)
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
         split_values = read_labels(cells, list(range(len(table))), labels, path)
         values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
-    rows = chosen_rows(values["train"], labels, data)
-    if rows is not None:
-        texts["train"], values["train"] = [texts["train"][row] for row in rows], values["train"][rows]
+    held = rows_of_split(recipe, "validation", labels)
+    if held is not None:
+        _keep(texts, values, "validation", held)
+        _keep(texts, values, "train", kept_rows(held, len(texts["train"])))
+    _keep(texts, values, "train", chosen_rows(values["train"], labels, data))
     return texts, values
+
+
+def _keep(texts: dict[str, list[str]], values: dict[str, np.ndarray], split: str, rows: np.ndarray | None) -> None:
+    """Keep some rows of a split; None keeps all."""
+    if rows is not None:
+        texts[split], values[split] = [texts[split][row] for row in rows], values[split][rows]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llmcls.common.files import read_json, write_json
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.evaluation.metrics import to_probabilities
 
@@ -117,7 +118,31 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
     write_json(path, {"kind": calibration.kind, "temperature": calibration.temperature, "curves": calibration.curves})
 
 
-def load_calibration(path: Path) -> Calibration:
-    """Read the file of `save_calibration`. Without the file, probabilities are not calibrated."""
-    saved: dict[str, Any] = read_json(path) if path.exists() else {}
-    return Calibration(**saved)
+def load_calibration(path: Path, labels: int) -> Calibration:
+    """Read the file of `save_calibration`.
+
+    Parameters
+    ----------
+    path : Path
+    labels : int
+        Number of labels.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, or does not hold a calibration of so many labels.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and without it probabilities differ; restore it, or train the run again")
+    saved = read_json(path)
+    try:
+        found = Calibration(**saved)
+        curves = [(np.asarray(c["x"], dtype=float), np.asarray(c["y"], dtype=float)) for c in found.curves]
+        sound = found.kind in (None, "temperature", "isotonic") and 0 < float(found.temperature) < math.inf
+        sound = sound and len(curves) == (labels if found.kind == "isotonic" else 0)
+        sound = sound and all(x.ndim == 1 and len(x) > 0 and x.shape == y.shape for x, y in curves)
+    except (TypeError, ValueError, KeyError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} is damaged: it is no calibration of {labels} labels; restore it")
+    return found

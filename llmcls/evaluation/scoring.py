@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llmcls.common.user_error import UserError
 from llmcls.data.ahead import ahead, depth_for
 from llmcls.data.batches import Batch, collate, plan_evaluation, send
 from llmcls.data.labels import LabelSpace
@@ -19,6 +20,7 @@ from llmcls.engine.accelerator import sum_over_ranks, unwrapped
 from llmcls.evaluation.bootstrap import bootstrap_intervals
 from llmcls.evaluation.calibration import Calibration, calibrated
 from llmcls.evaluation.metrics import confusions, evaluate_predictions
+from llmcls.evaluation.not_finite import advice, named
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds
 from llmcls.model.losses import build_loss
 from llmcls.recipe.defaults import eval_batch_tokens
@@ -44,6 +46,8 @@ class Scorer:
         Tokens of a forward pass.
     packed : bool
         Whether the model reads packed rows.
+    advice : str
+        What to do if scores are not numbers.
     """
 
     accelerator: Accelerator
@@ -52,6 +56,7 @@ class Scorer:
     pad_token_id: int
     max_tokens: int
     packed: bool
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ def make_scorer(
     accelerator: Accelerator, model: nn.Module, labels: LabelSpace, pad_token_id: int, recipe: Recipe
 ) -> Scorer:
     """A scorer with the evaluation batch size of a recipe."""
-    return Scorer(accelerator, model, labels, pad_token_id, eval_batch_tokens(recipe), unwrapped(model).packs)
+    help_with = advice(recipe, accelerator.mixed_precision)
+    max_tokens = eval_batch_tokens(recipe)
+    return Scorer(accelerator, model, labels, pad_token_id, max_tokens, unwrapped(model).packs, help_with)
 
 
 def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
@@ -139,6 +146,8 @@ def _read_chunk(scorer: Scorer, split: Split, reading: Reading, first: int) -> n
     ------
     RuntimeError
         If a row was not scored exactly once over all ranks.
+    UserError
+        If the numbers of a row are none; on all ranks.
     """
     accelerator = scorer.accelerator
     device, last = accelerator.device, min(len(split), first + CHUNK_ROWS)
@@ -158,7 +167,15 @@ def _read_chunk(scorer: Scorer, split: Split, reading: Reading, first: int) -> n
     counts = scores[:, -1]
     if not bool((counts == 1).all()):
         raise RuntimeError(f"rows {first} to {last} were scored between {counts.min()} and {counts.max()} times")
-    return scores[:, :-1].numpy()
+    found: np.ndarray = scores[:, :-1].numpy()
+    broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(broken):
+        ids = [str(i) for i in split.table[(first + broken).tolist()]["id"]]
+        raise UserError(
+            f"{split.path}: the model gives no numbers for {len(broken)} of {last - first} rows ({named(ids)}); "
+            f"{scorer.advice}, and train again"
+        )
+    return found
 
 
 def score_split(scorer: Scorer, split: Split) -> np.ndarray:

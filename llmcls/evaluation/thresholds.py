@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from llmcls.common.files import read_json, write_json
 from llmcls.common.logit import logit
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, add_ancestors, multi_hot
 
 
@@ -122,7 +124,24 @@ def save_thresholds(path: Path, thresholds: Thresholds, label_names: list[str]) 
 
 
 def load_thresholds(path: Path, label_names: list[str]) -> Thresholds:
-    """Read the file of `save_thresholds`. The values are in the order of ``label_names``."""
+    """Read the file of `save_thresholds`. The values are in the order of ``label_names``.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, or does not hold a number for each label.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it, or make it again with `llmcls thresholds`")
     saved = read_json(path)
-    values = [float(saved["values"][name]) for name in label_names]
-    return Thresholds(saved["rule"], values, saved.get("at_least_one", False), saved.get("metric"), saved.get("reason"))
+    found = saved.get("values") if isinstance(saved, dict) else None
+    if not isinstance(found, dict) or not isinstance(saved.get("rule"), str):
+        raise UserError(f"{path} is damaged: it has no values; restore it, or make it again with `llmcls thresholds`")
+    for name in label_names:
+        value = found.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: the threshold of {name!r} is {value!r}; it must be a number")
+    values = [float(found[name]) for name in label_names]
+    return Thresholds(
+        saved["rule"], values, bool(saved.get("at_least_one", False)), saved.get("metric"), saved.get("reason")
+    )

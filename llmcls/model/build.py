@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.model.adapter import add_adapter
 from llmcls.model.classifier import Classifier
@@ -133,7 +135,16 @@ def load_trained_classifier(
 
         network, _ = load_pretrained(spec, labels, device)
         packed = prepare_packing_and_pooling(network, recipe, request)
-        model = PeftModel.from_pretrained(network, str(model_folder))
+        try:
+            model = PeftModel.from_pretrained(network, str(model_folder))
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:80]
+            raise UserError(
+                f"{model_folder} does not hold an adapter for {spec.model_name} ({reason}); restore it, or name the "
+                "pretrained model of the training with --base-model"
+            ) from error
     classifier = Classifier(model, packed, spec.pooling, recipe.data.window_pooling)
     classifier.merge_adapter()
     attach_recipe_kernels(network, classifier.model, packed, recipe, request)

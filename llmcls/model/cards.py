@@ -7,7 +7,6 @@ efficiency, which differs between cards and is measured once on a machine.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -153,14 +152,15 @@ def read_efficiency(path: Path, device_name: str) -> float | None:
     """
     try:
         value = read_json(path).get(device_name)
-    except (OSError, json.JSONDecodeError, AttributeError):
+    except (OSError, UserError, AttributeError):
         return None
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def write_efficiency(path: Path, device_name: str, efficiency: float) -> None:
     """Store the share of the roofline that training reached: seconds of the roofline / seconds measured."""
-    known = {}
-    if path.is_file():
-        known = read_json(path)
+    try:
+        known = dict(read_json(path))
+    except (OSError, UserError, TypeError, ValueError):
+        known = {}
     write_json(path, known | {device_name: round(efficiency, 4)})

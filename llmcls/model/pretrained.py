@@ -56,6 +56,8 @@ def load_pretrained(spec: ModelSection, labels: LabelSpace, device: torch.device
     # with them in the recipe's dtype. Frozen weights are stored in that dtype.
     dtype = torch.float32 if spec.lora_r == 0 else DTYPES[spec.torch_dtype]
     options: dict[str, Any] = {"config": config, "dtype": dtype, **_hub_options(spec)}
+    # Other formats hold Python objects, as code does.
+    options["use_safetensors"] = None if spec.trust_remote_code else True
     if spec.use_4bit:
         options["quantization_config"] = _four_bit(spec, head)
         # Load and quantize on this device directly, without a copy of the whole model elsewhere.
@@ -312,6 +314,12 @@ def _explain(error: Exception, spec: ModelSection) -> UserError:
         )
     if "trust_remote_code" in text:
         return UserError(f"{where} comes with its own Python code; if you trust it, set model.trust_remote_code=true")
+    no_safetensors = "no file named" in text or "not appear to have a file named" in text
+    if any(Path(name).glob("pytorch_model*.bin")) or (no_safetensors and "safetensors" in text and "json" not in text):
+        return UserError(
+            f"{where} has no weights as safetensors, and other formats can hold code; save it again with "
+            "save_pretrained, or set model.trust_remote_code=true if you trust it"
+        )
     if Path(name).is_dir():
         return UserError(f"{where} is a folder without a readable model: {_first_sentence(error)}")
     if isinstance(error, OSError):

@@ -143,7 +143,7 @@ def write_untrained_llama(recipe: Recipe, size: Size, seed: int) -> Path:
     if folder.exists():
         raise recipe.error("model.model_name", f"is {folder}, which already exists; remove it or choose another name")
     data = recipe.data
-    table = read_table(data.train_csv, "data.train_csv")
+    table = read_table(data.train_csv, "data.train_csv", data)
     texts = whole_texts(table, data)
     tokenizer = train_tokenizer(texts, size.vocabulary, size.lowercase)
     torch.manual_seed(seed)

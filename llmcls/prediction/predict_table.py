@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate import Accelerator
 
-from llmcls.common.files import write_json
+from llmcls.common.files import read_json, write_json
+from llmcls.data.findings import rows_without_text, shown_rows
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
-from llmcls.engine.accelerator import autocast_dtype, sum_over_ranks
-from llmcls.engine.agreement import first_process_first
+from llmcls.engine.accelerator import autocast_dtype
+from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.calibration import calibrated, load_calibration
 from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.scoring import evaluate_logits, make_scorer, score_chunks, uncertainty
@@ -34,37 +35,48 @@ from llmcls.results.predictions import Predictions
 log = logging.getLogger(__name__)
 
 
-def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+def predict_table(
+    run: FinishedRun, input_path: str, output: Path, accelerator: Accelerator, kind: str = "jsonl"
+) -> dict[str, Any] | None:
     """Predict every row of a table. Collective; the main process writes.
 
     Parameters
     ----------
     run : FinishedRun
     input_path : str
-        CSV, TSV, JSONL or Parquet with the text columns of the recipe.
+        CSV, TSV, Excel, JSONL or Parquet with the text columns of the recipe.
     output : Path
-        The JSONL file. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
+        The file to write. If the input has the label columns, the metrics go to ``<output stem>.metrics.json``.
     accelerator : Accelerator
+    kind : str
+        The format of the output: "jsonl", "csv" or "parquet".
 
     Returns
     -------
     The metrics, on the main process, if the input has the label columns.
     """
+    partial = ResumablePredictions(output, run.labels, kind)
+
+    def resume() -> int | None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return partial.resume(signature(run, input_path))
+
+    # Only the main process reads and writes the output; the other ranks learn from it where to start.
+    start = on_main(accelerator, resume)
+    if start is None:
+        log.info("%s was complete; only its end had been interrupted", output)
+        return _read_metrics(output)
     split = _tokenize(run, input_path, accelerator)
+    empty = rows_without_text(split)
+    if len(empty):
+        log.warning("%s: %d of %d texts are empty (%s)", input_path, len(empty), len(split), shown_rows(empty + 1))
     placement = (accelerator.device, autocast_dtype(accelerator))
     classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
     model = accelerator.prepare_model(classifier, evaluation_mode=True)
     pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
     scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
     thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
-    calibration = load_calibration(run.folder.calibration)
-    partial = ResumablePredictions(output, run.labels)
-    # Only the main process reads and writes the output; the other ranks learn from it where to start.
-    rows_done = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    if accelerator.is_main_process:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        rows_done += partial.resume(signature(run, input_path))
-    start = int(sum_over_ranks(accelerator, rows_done))
+    calibration = load_calibration(run.folder.calibration, len(run.labels.names))
     if start:
         log.info("%s: resuming after %d of %d rows", output, start, len(split))
     for first, logits in score_chunks(scorer, split, start):
@@ -83,16 +95,27 @@ def predict_table(run: FinishedRun, input_path: str, output: Path, accelerator: 
             evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
             marks = multi_hot(split.labels, len(run.labels.names))
             metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
-            write_metrics(output, metrics, run.labels)
+            write_metrics(output, metrics, run.labels, str(run.folder.path))
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
     return metrics
 
 
-def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace) -> None:
-    """Write the metrics of a prediction beside it, and log the main ones."""
-    write_json(output.with_name(f"{output.stem}.metrics.json"), metrics)
-    log.info(headline_text(metrics, labels.problem_type))
+def _metrics_of(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.metrics.json")
+
+
+def _read_metrics(output: Path) -> dict[str, Any] | None:
+    """The metrics that were written beside a prediction; None if the input had no labels."""
+    path = _metrics_of(output)
+    metrics: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return metrics
+
+
+def write_metrics(output: Path, metrics: dict[str, Any], labels: LabelSpace, who: str) -> None:
+    """Write the metrics of a prediction beside it, and log the main ones of ``who`` predicted."""
+    write_json(_metrics_of(output), metrics)
+    log.info("%s: %s", who, headline_text(metrics, labels.problem_type))
 
 
 def signature(run: FinishedRun, input_path: str) -> str:
@@ -111,7 +134,10 @@ def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Sp
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        table = read_table(input_path, "--input")
+        table = read_table(input_path, "--input", run.recipe.data, insist=False)
         labelled = all(column in table.column_names for column in run.labels.columns)
-        tokenizer = load_tokenizer(run.recipe.model)
-        return tokenize_split(table, "input", input_path, run.recipe, tokenizer, run.labels, labelled)
+        recipe, tokenizer = run.recipe, load_tokenizer(run.recipe.model)
+        if recipe.data.id_column and recipe.data.id_column not in table.column_names:
+            log.warning("%s has no column %r; its rows are numbered from 0", input_path, recipe.data.id_column)
+            recipe = replace(recipe, data=replace(recipe.data, id_column=None))
+        return tokenize_split(table, "input", input_path, recipe, tokenizer, run.labels, labelled)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llmcls.common.files import read_json, write_json
+from llmcls.common.files import read_json, sync, write_json
+from llmcls.common.manifest import Entry, entry_of
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines
 
 
@@ -27,15 +31,17 @@ class ResumablePredictions:
     ----------
     output : Path
     labels : LabelSpace
+    kind : str
+        The format of the output, see `write_lines`.
     """
 
-    def __init__(self, output: Path, labels: LabelSpace) -> None:
-        self.output, self.labels = output, labels
+    def __init__(self, output: Path, labels: LabelSpace, kind: str = "jsonl") -> None:
+        self.output, self.labels, self.kind = output, labels, kind
         self._lines = output.with_name(f"{output.name}.partial")
         self._logits = output.with_name(f"{output.name}.partial.logits")
         self._state = output.with_name(f"{output.name}.partial.json")
 
-    def resume(self, signature: str) -> int:
+    def resume(self, signature: str) -> int | None:
         """Keep the complete chunks that were written for the same model and input.
 
         Parameters
@@ -45,24 +51,18 @@ class ResumablePredictions:
 
         Returns
         -------
-        The number of rows kept.
+        The number of rows kept; None if all are there, and only `finish` was interrupted, which this does again.
         """
-        rows = 0
-        if self._state.exists() and read_json(self._state)["signature"] == signature and self._logits.exists():
-            with self._lines.open("rb") as file:
-                lines = sum(line.endswith(b"\n") for line in file)
-            row_bytes = 4 * len(self.labels.names)
-            rows = min(lines, self._logits.stat().st_size // row_bytes) // CHUNK_ROWS * CHUNK_ROWS
-            with self._lines.open("r+b") as file:
-                for _ in range(rows):
-                    file.readline()
-                file.truncate(file.tell())
-            os.truncate(self._logits, rows * row_bytes)
-        else:
-            self._lines.write_bytes(b"")
-            self._logits.write_bytes(b"")
-            write_json(self._state, {"signature": signature})
-        return rows
+        state = self._read_state()
+        if state.get("signature") == signature:
+            if "complete" in state and self._finish_again(state["complete"]):
+                return None
+            if self._lines.is_file() and self._logits.is_file():
+                return self._keep_whole_chunks()
+        self._lines.write_bytes(b"")
+        self._logits.write_bytes(b"")
+        write_json(self._state, {"signature": signature})
+        return 0
 
     def append(self, predictions: Predictions, logits: np.ndarray) -> None:
         """Write one chunk; if this is interrupted, `resume` drops what is incomplete.
@@ -82,7 +82,46 @@ class ResumablePredictions:
         return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
 
     def finish(self) -> None:
-        """Give the output its name, and remove the other files."""
-        os.replace(self._lines, self.output)
-        self._logits.unlink()
+        """Give the output its name and format, and remove the rest; the state last, so that this can be resumed."""
+        sync(self._lines)
+        if self.kind == "jsonl":
+            write_json(self._state, self._read_state() | {"complete": entry_of(self._lines)})
+            os.replace(self._lines, self.output)
+        else:
+            with self._lines.open(encoding="utf-8") as lines:
+                write_lines(lines, self.output, self.labels, self.kind)
+            write_json(self._state, self._read_state() | {"complete": entry_of(self.output)})
+            self._lines.unlink()
+        self._logits.unlink(missing_ok=True)
         self._state.unlink()
+
+    def _read_state(self) -> dict[str, Any]:
+        """What the partial predictions were made from; empty if there are none, or if that is damaged."""
+        try:
+            saved = read_json(self._state) if self._state.is_file() else {}
+        except UserError:
+            saved = {}
+        return saved if isinstance(saved, dict) else {}
+
+    def _finish_again(self, complete: Entry) -> bool:
+        """Finish predictions of which all rows were written; False if they are not there any more."""
+        if self.kind == "jsonl" and self._lines.is_file() and entry_of(self._lines) == complete:
+            self.finish()
+            return True
+        if not self.output.is_file() or entry_of(self.output) != complete:
+            return False
+        for rest in (self._lines, self._logits, self._state):
+            rest.unlink(missing_ok=True)
+        return True
+
+    def _keep_whole_chunks(self) -> int:
+        with self._lines.open("rb") as file:
+            lines = sum(line.endswith(b"\n") for line in file)
+        row_bytes = 4 * len(self.labels.names)
+        rows = min(lines, self._logits.stat().st_size // row_bytes) // CHUNK_ROWS * CHUNK_ROWS
+        with self._lines.open("r+b") as file:
+            for _ in range(rows):
+                file.readline()
+            file.truncate(file.tell())
+        os.truncate(self._logits, rows * row_bytes)
+        return rows

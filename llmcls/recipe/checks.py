@@ -28,6 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     _check_ranges(recipe)
     _check_variants(recipe)
+    _check_files(recipe)
     _check_columns(recipe)
     _check_metrics(recipe)
     _check_experiment(recipe)
@@ -41,6 +42,7 @@ def _check_ranges(recipe: Recipe) -> None:
         ("data.max_length", data.max_length, 1),
         ("data.train_rows", data.train_rows, 1),
         ("data.train_rows_seed", data.train_rows_seed, 0),
+        ("data.validation_split_seed", data.validation_split_seed, 0),
         ("model.lora_r", model.lora_r, 0),
         ("train.batch_size", train.batch_size, 1),
         ("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1),
@@ -50,10 +52,12 @@ def _check_ranges(recipe: Recipe) -> None:
         ("train.max_steps", train.max_steps, 1),
         ("train.weight_decay", train.weight_decay, 0),
         ("train.max_grad_norm", train.max_grad_norm, 0),
+        ("train.max_skipped_steps", train.max_skipped_steps, 0),
         ("train.eval_steps", train.eval_steps, 1),
         ("train.logging_steps", train.logging_steps, 1),
         ("train.early_stopping_patience", train.early_stopping_patience, 1),
         ("train.checkpoint_layers", train.checkpoint_layers, 1),
+        ("train.save_minutes", train.save_minutes, 0),
         ("train.save_total_limit", train.save_total_limit, 1),
         ("train.train_metrics_rows", train.train_metrics_rows, 0),
         ("train.focal_gamma", train.focal_gamma, 0),
@@ -71,6 +75,7 @@ def _check_ranges(recipe: Recipe) -> None:
         if value is not None and value > LARGEST:
             raise recipe.error(key, f"is {value}; it must be at most {LARGEST}")
     between = [
+        ("data.validation_split", data.validation_split, 0, 1, "above 0 and below 1", False),
         ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
         ("train.head_learning_rate", train.head_learning_rate, 0, 10, "above 0 and below 10", False),
         ("train.layer_decay", train.layer_decay, 0, 1 + 1e-12, "above 0 and at most 1", False),
@@ -96,10 +101,16 @@ def _check_experiment(recipe: Recipe) -> None:
     needs_validation: list[tuple[str, Any]] = [("train.early_stopping_patience", train.early_stopping_patience)]
     needs_validation += [("train.calibration", train.calibration)]
     for key, value in needs_validation:
-        if value is not None and data.val_csv is None:
+        if value is not None and data.val_csv is None and data.validation_split is None:
             raise recipe.error(
-                key, f"is {value}, which needs data.val_csv; set it to a validation file, or set {key}=null"
+                key,
+                f"is {value}, which needs data.val_csv; set it to a validation file, or data.validation_split=0.1, "
+                f"or set {key}=null",
             )
+    if data.val_csv is not None and data.validation_split is not None:
+        raise recipe.error(
+            "data.validation_split", "holds rows out where data.val_csv names a file; remove one of them"
+        )
 
 
 def _check_folders(recipe: Recipe) -> None:
@@ -159,6 +170,21 @@ def _check_variants(recipe: Recipe) -> None:
         )
     if data.prompt is not None and data.prompt.count("{text}") != 1:
         raise recipe.error("data.prompt", "must contain {text} exactly once, where the text is inserted")
+
+
+def _check_files(recipe: Recipe) -> None:
+    """Check how the files are written."""
+    data = recipe.data
+    separator = data.csv_separator
+    if separator is not None and separator not in ("tab", r"\t") and (len(separator) != 1 or separator in '"\r\n'):
+        raise recipe.error("data.csv_separator", f"is {separator!r}; it must be one character, or tab")
+    if data.encoding is not None:
+        try:
+            b"".decode(data.encoding)
+        except (LookupError, UnicodeError):
+            near = nearest(data.encoding, ["utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis"])
+            hint = f"; did you mean {near}?" if near else "; use a name such as utf-8, utf-16, cp1252 or latin-1"
+            raise recipe.error("data.encoding", f"is {data.encoding!r}, which Python does not know{hint}") from None
 
 
 def _check_columns(recipe: Recipe) -> None:

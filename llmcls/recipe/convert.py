@@ -13,6 +13,20 @@ from typing import Any, Literal
 from llmcls.common.nearest import nearest
 from llmcls.common.user_error import UserError
 
+# What keys are called elsewhere, where no similar spelling leads to them.
+_ELSEWHERE = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size", "accumulation": "gradient_accumulation_steps", "wd": "weight_decay",
+    "scheduler": "lr_scheduler_type", "patience": "early_stopping_patience", "metric": "metric_for_best_model",
+    "clip": "max_grad_norm", "max_seq_length": "max_length", "seq_len": "max_length", "model": "model_name",
+    "name": "model_name", "base_model": "model_name", "load_in_4bit": "use_4bit", "dtype": "torch_dtype",
+    "rank": "lora_r", "r": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout",
+    "target_modules": "lora_target_modules", "seed": "seeds", "output_dir": "output_root", "out": "output_root",
+    "labels": "label_columns", "label": "label_columns", "text": "text_fields", "text_column": "text_fields",
+    "sep": "csv_separator", "delimiter": "csv_separator", "separator": "csv_separator", "val_split": "validation_split",
+    "valid_csv": "val_csv", "validation_csv": "val_csv", "dev_csv": "val_csv", "validation_file": "val_csv",
+}  # fmt: skip
+
 
 def unknown(name: str, known: typing.Iterable[str], kind: str = "a key") -> str:
     """The error message for a name that does not exist, with the most similar name that does.
@@ -36,9 +50,13 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "a key") -> str:
     'train.learning_rte is not a key; did you mean learning_rate?'
     >>> unknown("dates", ["data", "model"], "a section of a recipe")
     'dates is not a section of a recipe; did you mean data?'
+    >>> unknown("train.lr", ["train.learning_rate", "train.loss"])
+    'train.lr is not a key; did you mean learning_rate?'
     """
     known = list(known)
-    near = nearest(name, known) or nearest(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
+    elsewhere = _ELSEWHERE.get(name.rpartition(".")[2].lower())
+    near = next((k for k in known if k.rpartition(".")[2] == elsewhere), None)
+    near = near or nearest(name, known) or nearest(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
     if near:
         hint = f"did you mean {near.rpartition('.')[2]}?"
     elif len(known) <= 12:

@@ -8,7 +8,14 @@ from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
 
 # Keys that change what is written, not what is learned.
-_HARMLESS = {"train.report_to", "train.logging_steps", "train.train_metrics_rows", "train.save_total_limit"}
+_HARMLESS = {
+    "train.logging_steps",
+    "train.max_skipped_steps",
+    "train.report_to",
+    "train.save_minutes",
+    "train.save_total_limit",
+    "train.train_metrics_rows",
+}
 
 
 def differing_keys(saved: dict[str, Any], recipe: Recipe) -> list[str]:

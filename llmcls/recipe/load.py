@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import typing
 from pathlib import Path
@@ -21,7 +22,7 @@ from llmcls.common.strict_yaml import YamlProblem, parse_yaml, read_yaml
 from llmcls.common.user_error import UserError
 from llmcls.recipe.checks import check_recipe
 from llmcls.recipe.convert import convert, describe, unknown
-from llmcls.recipe.schema import SECTIONS, Recipe
+from llmcls.recipe.schema import SECTIONS, SPLIT_KEYS, DataSection, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raw[section][key] = value
     sections = {name: _build_section(source, name, kind, raw[name]) for name, kind in SECTIONS.items()}
     recipe = Recipe(**sections, source=source)
+    _find_files(recipe.data, Path(path).parent)
     check_recipe(recipe)
     return recipe
 
@@ -149,6 +151,14 @@ def _build_section(source: str, name: str, kind: type, raw: dict[str, Any]) -> A
         else:
             values[f.name] = convert(where, raw[f.name], hints[f.name], expand=not f.metadata["literal"])
     return kind(**values)
+
+
+def _find_files(data: DataSection, folder: Path) -> None:
+    """Let the files that are not in the working folder be those beside the recipe, if they are there."""
+    for key in SPLIT_KEYS.values():
+        name = getattr(data, key)
+        if name and not os.path.exists(name) and os.path.exists(folder / name):
+            setattr(data, key, str(folder / name))
 
 
 def _secret(where: str, value: Any) -> str:

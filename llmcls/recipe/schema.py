@@ -39,12 +39,24 @@ class DataSection:
     """Files, columns, and how a text becomes tokens."""
 
     dataset_name: str = _required("Name of the results folder.")
-    train_csv: str = _required("Training file: CSV, TSV, JSONL or Parquet, chosen by the extension; UTF-8.")
+    train_csv: str = _required("Training file: CSV, TSV, Excel, JSONL or Parquet, chosen by the extension.")
     label_columns: list[str] = _required(
         "The 0/1 columns (multi-label), or the one column that holds the class or all labels."
     )
     val_csv: str | None = _key(None, "Validation file. Without it, the last model is kept.")
     test_csv: str | None = _key(None, "Test file.")
+    validation_split: float | None = _key(
+        None, "Without val_csv: the share of the training rows that is held out for validation, stratified by label."
+    )
+    validation_split_seed: int = _key(0, "Which rows; they are the same for every seed of exp.seeds.")
+    csv_separator: str | None = _key(
+        None,
+        "What separates the cells of CSV files: one character, or `tab`. Default: as the file has it.",
+        literal=True,
+    )
+    encoding: str | None = _key(
+        None, "Encoding of the CSV files, such as `cp1252`. Default: byte order mark, UTF-8, or Windows-1252."
+    )
     train_rows: int | None = _key(
         None, "Train on so many rows of the training file: a sample in which every label has its share. Default: all."
     )
@@ -70,8 +82,13 @@ class DataSection:
     window_pooling: Literal["mean", "max"] = _key("mean", "How the logits of the windows become one.")
 
     def files(self) -> dict[str, str]:
-        """The file of each split that the recipe names, by split: "train", "validation", "test"."""
+        """The file of each split that the recipe names, by split: "train", "validation", "test".
+
+        With ``validation_split`` the file of validation is that of training; `llmcls.data.holdout` tells their rows.
+        """
         named = {split: getattr(self, key) for split, key in SPLIT_KEYS.items()}
+        if self.validation_split is not None:
+            named["validation"] = self.train_csv
         return {split: path for split, path in named.items() if path is not None}
 
     def text_columns(self) -> list[str]:
@@ -153,6 +170,9 @@ class TrainSection:
     lora_plus_ratio: float | None = _key(None, "Factor on the learning rate of LoRA's B matrices (LoRA+).")
     weight_decay: float = _key(0.01, "AdamW's weight decay; not applied to biases and norms.")
     max_grad_norm: float = _key(1.0, "Gradient clipping; 0 turns it off.")
+    max_skipped_steps: int = _key(
+        10, "A step whose gradient is not a number is left out; training stops after more than so many."
+    )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = _key("cosine", "Schedule after the warm-up.")
     warmup_ratio: float = _key(0.06, "Share of the steps with a rising learning rate.")
     optim_8bit_when_4bit: bool = _key(True, "8-bit AdamW for a 4-bit model that trains 100 million weights or more.")
@@ -193,6 +213,9 @@ class TrainSection:
     )
     at_least_one_label: bool = _key(False, "A text without a label gets the one closest to its threshold.")
     calibration: Literal["temperature", "isotonic"] | None = _key(None, "Calibration, fitted on validation.")
+    save_minutes: float = _key(
+        10.0, "Minutes between checkpoints, beside those of evaluations; 0 for none between evaluations."
+    )
     save_total_limit: int = _key(1, "Number of best checkpoints that are kept.")
     train_metrics_rows: int = _key(2000, "Training rows that the final evaluation scores; 0 for none.")
     report_to: list[Literal["tensorboard", "wandb"]] = _key(

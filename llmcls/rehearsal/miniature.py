@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 
 from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace, label_space
-from llmcls.data.tables import read_table
+from llmcls.data.labels import LabelSpace, label_space, names_in
+from llmcls.data.tables import cell_text, read_table
 from llmcls.datasets.products import make_corpus
 from llmcls.model.pretrained import load_config, load_tokenizer
 from llmcls.model.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink
@@ -86,7 +86,8 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     mini.recipe = replace(
         recipe,
         data=replace(
-            real_data, train_rows=None, max_length=length, window_overlap=min(real_data.window_overlap, 16), **data
+            real_data, train_rows=None, validation_split=None, csv_separator=None, encoding=None, max_length=length,
+            window_overlap=min(real_data.window_overlap, 16), **data
         ),
         model=replace(
             recipe.model, model_name=str(model_folder), revision=None, hf_token=None, lora_dropout=0.0,
@@ -149,17 +150,17 @@ def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[di
     if missing:
         stand_ins.append(f"generated rows replace {', '.join(missing)} (no such file)")
         return _generated_data(recipe, folder)
-    tables = {name: read_table(path) for name, path in files.items()}
+    tables = {name: read_table(path, f"data.{SPLIT_KEYS[name]}", recipe.data) for name, path in files.items()}
     labels = label_space(recipe, tables["train"])
     changed = {}
     for name, table in tables.items():
         rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
-        if name == "train" and (labels.separator or not labels.multi_label):
+        if name == "train" and (labels.separator or labels.lists or not labels.multi_label):
             # Include every label, because a label that only validation has would be refused as unknown.
             first: dict[str, int] = {}
             for i, cell in enumerate(table[labels.columns[0]]):
-                for value in str(cell).split(labels.separator) if labels.separator else [str(cell)]:
-                    first.setdefault(value.strip(), i)
+                for value in names_in(cell_text(cell), labels):
+                    first.setdefault(value, i)
             rows = np.union1d(rows, list(first.values()))
         path = folder / "data" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,8 @@ def _generated_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Label
                 row |= {c: str(int(rng.random() < 0.4)) if multi else single for c in data.label_columns}
                 writer.writerow(row)
         changed[SPLIT_KEYS[name]] = str(path)
-    return changed, label_space(replace(recipe, data=replace(data, **changed)), read_table(changed["train_csv"]))
+    mini = replace(data, validation_split=None, **changed)
+    return changed, label_space(replace(recipe, data=mini), read_table(changed["train_csv"]))
 
 
 def _short(error: BaseException) -> str:

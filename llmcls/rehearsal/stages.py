@@ -94,7 +94,10 @@ def _rehearse_training(stage: Stage, steps: int) -> Iterator[str]:
     files = recipe.data.files()
     for split in PREDICTED_SPLITS:
         if run.predictions(split).exists():
-            rows, found = len(read_table(files[split])), len(_probabilities(run.predictions(split), run))
+            rows, found = (
+                len(read_table(files[split], data=recipe.data)),
+                len(_probabilities(run.predictions(split), run)),
+            )
             _require(found == rows, f"{found} of {rows} {split} rows were evaluated")
             yield f"evaluation scored each of {rows} {split} rows once, in order"
 
@@ -116,7 +119,7 @@ def _rehearse_prediction(stage: Stage) -> Iterator[str]:
     source, output = recipe.data.test_csv or recipe.data.train_csv, stage.folder / "predictions.jsonl"
     arguments = ["--run", str(run.path), "--input", source, "--output", str(output)]
     _execute([sys.executable, "-m", "llmcls.predict", *arguments])
-    plain, rows = _probabilities(output, run), len(read_table(source))
+    plain, rows = _probabilities(output, run), len(read_table(source, data=recipe.data))
     _require(len(plain) == rows, f"{len(plain)} of {rows} rows were predicted")
     known = _probabilities(run.predictions("test"), run) if recipe.data.test_csv else {}
     apart = max((float(np.abs(plain[row] - known[row]).max()) for row in known), default=0.0)

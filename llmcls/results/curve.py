@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcls.common.files import read_json, write_json, write_text
+from llmcls.common.files import write_json, write_text
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace
+from llmcls.data.labels import LabelSpace, read_label_space
 from llmcls.evaluation.learning_curve import Estimate, Forecast, advice, drawn_means, forecast
 from llmcls.recipe.grid import Grid, tasks_of
 from llmcls.recipe.load import load_recipe
@@ -81,7 +81,7 @@ def curve_of(grid: Grid, worth: float) -> LearningCurve:
     if split is None:
         raise UserError(f"{grid.source}: no run of this learning curve is finished; run it without --draw-only first")
     metric, sizes = judged_metric(load_recipe(grid.recipe, tasks_of(grid)[0].overrides)), sorted(runs)
-    labels = LabelSpace(**read_json(runs[sizes[0]][0].labels))
+    labels = read_label_space(runs[sizes[0]][0].labels)
     true, _ = read_decisions(runs[sizes[0]][0].predictions(split), labels)
     points: dict[str, list[Estimate]] = {}
     seeds: dict[str, list[list[float]]] = {}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmcls.data.encoding import whole_texts
+from llmcls.data.holdout import rows_of_split
 from llmcls.data.tables import cell_text, read_table
 from llmcls.evaluation.mistakes import Texts, confident_mistakes, label_errors, near_duplicates
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
@@ -53,9 +54,12 @@ def find_errors(run: FinishedRun, split: str, similar: float) -> dict[str, Any]:
 def read_texts(recipe: Recipe, split: str) -> Texts:
     """The ids and whole texts of a split."""
     data = recipe.data
-    table = read_table(data.files()[split], f"data.{SPLIT_KEYS[split]}")
+    table = read_table(data.files()[split], f"data.{SPLIT_KEYS[split]}", data)
     ids = [cell_text(v) for v in table[data.id_column][:]] if data.id_column else [str(i) for i in range(len(table))]
-    return Texts(ids, whole_texts(table, data))
+    texts, rows = whole_texts(table, data), rows_of_split(recipe, split)
+    if rows is None:
+        return Texts(ids, texts)
+    return Texts([ids[row] for row in rows], [texts[row] for row in rows])
 
 
 def error_lines(found: dict[str, Any], top: int) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace
+from llmcls.data.labels import LabelSpace, read_label_space
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import uncertainty
@@ -29,6 +29,7 @@ from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import Recipe
 from llmcls.results.predictions import read_predictions, rewrite_decisions
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.seal import require_intact, require_intact_labels, reseal
 
 
 @dataclass
@@ -62,15 +63,25 @@ def open_run(folder: RunFolder, base_model: str | None = None) -> FinishedRun:
     Raises
     ------
     UserError
-        If there is no run, or it is not finished.
+        If there is no run, or it is not finished, or damaged.
     """
     labels = labels_of(folder)
+    require_intact(folder)
     recipe = load_recipe(folder.model_recipe)
     if base_model:
         recipe = replace(recipe, model=replace(recipe.model, model_name=base_model))
     # A profile may have trained a float32 recipe in bf16; predictions then use bf16 too.
-    precision = read_json(folder.environment)["mixed_precision"] if folder.environment.exists() else None
+    precision = _precision(folder.environment) if folder.environment.exists() else None
     return FinishedRun(folder, recipe, labels, precision)
+
+
+def _precision(environment: Path) -> str | None:
+    """What the profile of a run computed in."""
+    saved = read_json(environment)
+    precision = saved.get("mixed_precision") if isinstance(saved, dict) else ""
+    if precision not in ("no", "bf16", "fp16", "fp8", None):
+        raise UserError(f"{environment} is damaged: mixed_precision is {precision!r}; restore it")
+    return precision
 
 
 def labels_of(folder: RunFolder) -> LabelSpace:
@@ -84,7 +95,8 @@ def labels_of(folder: RunFolder) -> LabelSpace:
     if not folder.finished:
         why = "was started but not finished" if folder.recipe.is_file() else "is not a run folder"
         raise UserError(f"{folder.path} {why} (no metrics.json, or no recipe or labels in model/); train it to the end")
-    return LabelSpace(**read_json(folder.labels))
+    require_intact_labels(folder)
+    return read_label_space(folder.labels)
 
 
 def require_same_labels(runs: Sequence[FinishedRun]) -> None:
@@ -223,3 +235,4 @@ def apply_retuned(run: FinishedRun, retuned: Retuned) -> None:
     for split, predicted in retuned.predicted.items():
         rewrite_decisions(folder.predictions(split), predicted, labels)
     write_json(folder.metrics, retuned.metrics)
+    reseal(folder, [folder.thresholds, folder.metrics, *(folder.predictions(split) for split in retuned.predicted)])

@@ -25,6 +25,7 @@ from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.finished_runs import FinishedRun, labels_of
 from llmcls.results.markdown import code_block, escaped, table
 from llmcls.results.run_folder import PREDICTED_SPLITS, ExperimentFolder, RunFolder
+from llmcls.results.seal import reseal
 
 KINDS = {
     "multi_label_classification": "Any number of {labels} labels per text",
@@ -72,6 +73,7 @@ def render_model_card(run: RunFolder) -> Path:
     """
     labels_of(run)
     write_model_card(run, load_recipe(run.recipe), read_json(run.metrics))
+    reseal(run, [run.model_card])
     return run.model_card
 
 
@@ -215,7 +217,7 @@ def _labels(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], splits: lis
     """Each label: its rows, its threshold, and how well it is found."""
     names, counts = metrics["labels"], metrics.get("data", {})
     thresholds = load_thresholds(run.thresholds, names)
-    calibration = load_calibration(run.calibration)
+    calibration = load_calibration(run.calibration, len(names))
     decided = {
         "single_label_classification": "The most probable class is chosen; thresholds are not used.",
         "binary_classification": f"{escaped(names[-1])} is chosen from its threshold on.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def read_predictions(path: Path, labels: LabelSpace) -> Predictions:
 def read_prediction_chunks(path: Path, labels: LabelSpace, rows: int = CHUNK_ROWS) -> Iterator[Predictions]:
     """The rows of a predictions file, ``rows`` at a time, so that memory stays bounded."""
     number = {name: i for i, name in enumerate(labels.names)}
-    with path.open(encoding="utf-8") as file:
+    with _readable(path), path.open(encoding="utf-8") as file:
         while lines := [json.loads(line) for line in itertools.islice(file, rows)]:
             true = None
             if "true" in lines[0]:
@@ -123,6 +124,17 @@ def read_prediction_chunks(path: Path, labels: LabelSpace, rows: int = CHUNK_ROW
             )
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Let a file with anything else than predictions of these labels end in a sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged, or has predictions of other labels ({type(error).__name__}: {error}); restore it"
+        ) from error
+
+
 def read_decisions(path: Path, labels: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
     """The true labels and the decisions of a predictions file of a run, without its probabilities.
 
@@ -132,7 +144,7 @@ def read_decisions(path: Path, labels: LabelSpace) -> tuple[np.ndarray, np.ndarr
     """
     number = {name: i for i, name in enumerate(labels.names)}
     true, predicted = [], []
-    with path.open(encoding="utf-8") as file:
+    with _readable(path), path.open(encoding="utf-8") as file:
         for text in file:
             line = json.loads(text)
             true.append([number[name] for name in line["true"]])

@@ -22,6 +22,7 @@ from llmcls.results.report_page import render
 from llmcls.results.report_source import Source, read_seed
 from llmcls.results.report_texts import texts_to_look_at
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.seal import reseal
 from llmcls.results.verdict import verdict_on
 
 
@@ -59,6 +60,7 @@ def render_report(run: RunFolder) -> Path:
     """
     labels_of(run)
     write_report(run, load_recipe(run.recipe), read_json(run.metrics))
+    reseal(run, [run.report])
     return run.report
 
 

@@ -101,6 +101,11 @@ class RunFolder:
         """What a run needs to resume."""
         return self.path / "checkpoints" / "last"
 
+    @property
+    def previous_checkpoint(self) -> Path:
+        """What a run resumes from if `last_checkpoint` is damaged."""
+        return self.path / "checkpoints" / "previous"
+
     def best_checkpoint(self, rank: int = 1) -> Path:
         """The trained weights of the best evaluation, or of the ones that were best before (rank 2, 3, ...)."""
         return self.path / "checkpoints" / ("best" if rank == 1 else f"best_{rank}")
@@ -184,6 +189,11 @@ class ExperimentFolder:
         return BaselineStore(self.path / "baselines.json", self.path / "baseline_decisions.npz")
 
     @property
+    def validation_rows(self) -> Path:
+        """The ids of the rows that are held out of the training file for validation."""
+        return self.path / "validation_rows.json"
+
+    @property
     def probe(self) -> Path:
         """The linear probe of the frozen model, for all seeds."""
         return self.path / "probe.safetensors"
@@ -229,6 +239,9 @@ def conflict_with(folder: RunFolder, recipe: Recipe, seed: int) -> str | None:
     if not folder.recipe.exists():
         if folder.path.exists() and not all(path.name.endswith(".partial") for path in folder.path.iterdir()):
             raise UserError(f"{folder.path} is not empty, and holds no run; move its files away")
+        return None
+    if not checkpoints.exists() and not folder.model.exists() and not folder.metrics.exists():
+        # It died before it saved anything, so nothing would be lost.
         return None
     old = saved_recipe(folder)
     differing = differing_keys(old, recipe)

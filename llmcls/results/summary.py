@@ -11,6 +11,7 @@ from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
+from llmcls.results.markdown import escaped
 from llmcls.results.next_steps import next_steps
 from llmcls.results.report_source import Source, read_seed
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
@@ -57,7 +58,7 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
     summary["verdict"] = verdict.as_json() if verdict else None
     summary["next_steps"] = next_steps(verdict, recipe, results)
     write_json(experiment.summary_json, summary)
-    lines = [f"# {experiment.path.parts[-2]} / {experiment.path.name}", ""]
+    lines = [f"# {escaped(experiment.path.parts[-2])} / {escaped(experiment.path.name)}", ""]
     for split in splits:
         others = {BASELINE_NAMES[n]: b[split] for n, b in baselines.items() if split in b}
         header = [split, "mean", "std", *(f"seed {s}" for s in summary["seeds"]), *others]

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmcls.common.files import read_json
-from llmcls.data.labels import LabelSpace
+from llmcls.data.labels import read_label_space
 from llmcls.evaluation.bootstrap import interval_names
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
@@ -121,7 +120,7 @@ def verdict_on(runs: list[RunFolder]) -> RunVerdict | None:
     if recipe.exp.baselines is False or not splits:
         return None
     split, store = splits[-1], runs[0].experiment.baselines
-    labels = LabelSpace(**read_json(runs[0].labels))
+    labels = read_label_space(runs[0].labels)
     found = [read_decisions(run.predictions(split), labels) for run in runs]
     true, tuned = found[0][0], [predicted for _, predicted in found]
     metric = judged_metric(recipe)

@@ -46,6 +46,8 @@ class Model:
     @torch.no_grad()
     def probabilities(self, texts: list[str], batch: int = 16) -> np.ndarray:
         """The calibrated probability of every label, float64 [texts, labels]."""
+        # As in training: white space at the ends of a text would be tokens.
+        texts = [text.strip() for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = np.zeros((len(texts), len(self.names)))
         for start in range(0, len(order), batch):

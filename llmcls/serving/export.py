@@ -190,7 +190,7 @@ def merged_network(run: FinishedRun, options: ExportOptions) -> Any:
 def decisions_of(run: FinishedRun) -> dict[str, Any]:
     """How the probabilities of a run become labels, for `classify.py`."""
     thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
-    calibration = load_calibration(run.folder.calibration)
+    calibration = load_calibration(run.folder.calibration, len(run.labels.names))
     names = run.labels.names
     implied = {n: [names[a] for a in found] for n, found in zip(names, run.labels.ancestors(), strict=True) if found}
     return {
@@ -233,7 +233,7 @@ def prove(run: FinishedRun, folder: Path, options: ExportOptions) -> Proof:
     changed = (decided != stored.predicted).any(axis=1)
     exact = options.dtype == run.recipe.model.torch_dtype == "float32" and run.mixed_precision in (None, "no")
     given = options.tolerance if options.tolerance is not None else EXACT if exact else ROUNDED
-    tolerance = given * _steepest(load_calibration(run.folder.calibration))
+    tolerance = given * _steepest(load_calibration(run.folder.calibration, len(run.labels.names)))
     explained = _close_to_a_decision(stored.probabilities, run, tolerance)
     return Proof(
         split=split,

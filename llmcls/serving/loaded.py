@@ -38,7 +38,7 @@ class LoadedRun:
         model = accelerator.prepare_model(classifier.eval(), evaluation_mode=True)
         self.scorer: Scorer = make_scorer(accelerator, model, run.labels, self.tokenizer.pad_token_id, run.recipe)
         self.thresholds: Thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
-        self.calibration: Calibration = load_calibration(run.folder.calibration)
+        self.calibration: Calibration = load_calibration(run.folder.calibration, len(run.labels.names))
         # Scoring reads no ids; `Split` has them for the files of predictions.
         self._no_ids = datasets.Dataset.from_dict({"id": []})
 

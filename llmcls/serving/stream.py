@@ -68,7 +68,7 @@ def text_rows(lines: IO[bytes]) -> Iterator[Row]:
 
 
 def json_rows(lines: IO[bytes], recipe: Recipe) -> Iterator[Row]:
-    """Each line as a JSON object with the text columns of a recipe, and its id column if the recipe has one.
+    """Each line as a JSON object with the text columns of a recipe, and its id column, if it has that.
 
     Raises
     ------
@@ -76,7 +76,6 @@ def json_rows(lines: IO[bytes], recipe: Recipe) -> Iterator[Row]:
         If a line is no such object.
     """
     data, columns = recipe.data, recipe.data.text_columns()
-    needed = [*columns, data.id_column] if data.id_column else columns
     for number, line in enumerate(lines):
         text = _decoded(line, number)
         if not text.strip():
@@ -87,10 +86,10 @@ def json_rows(lines: IO[bytes], recipe: Recipe) -> Iterator[Row]:
             cells = None
         if not isinstance(cells, dict):
             raise UserError(f"--input -: line {number + 1} is no JSON object; leave out --jsonl if lines are texts")
-        for column in needed:
+        for column in columns:
             if column not in cells:
                 raise UserError(f"--input -: line {number + 1} has no {column!r}, which the recipe of the run reads")
-        row_id = cell_text(cells[data.id_column]) if data.id_column else str(number)
+        row_id = cell_text(cells[data.id_column]) if data.id_column in cells else str(number)
         yield row_id, join_text_fields([[cells[c]] for c in columns], data.text_separator)[0]
 
 

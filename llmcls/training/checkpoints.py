@@ -1,6 +1,7 @@
 """Checkpoints and the saved model: what is written, what is kept, and how a run resumes exactly.
 
-`checkpoints/last` holds all that a run needs to resume; `checkpoints/best` holds the trained weights of the best
+`checkpoints/last` holds all that a run needs to resume, `checkpoints/previous` the same one step earlier, in case the
+last is damaged, which its manifest tells; `checkpoints/best` holds the trained weights of the best
 evaluation (`best_2`, ... those of earlier bests, up to ``save_total_limit``). Both are independent of the engine and
 of the number of processes: weights and optimizer state are stored whole, by parameter name. The order of rows and the
 dropout masks are functions of seed, epoch and step, so no generator state is stored.
@@ -9,6 +10,7 @@ dropout masks are functions of seed, epoch and step, so no generator state is st
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -17,15 +19,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llmcls.common.files import current_folder, read_json, replacing_folder, write_json
+from llmcls.common.files import read_json, replacing_folder, write_json
+from llmcls.common.manifest import damage, write_manifest
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.engine.accelerator import unwrapped
-from llmcls.engine.agreement import first_process_first, from_main, require_same
+from llmcls.engine.agreement import first_process_first, from_main, on_main, require_same
 from llmcls.engine.full_state import (
     full_optimizer_state,
     load_optimizer_state,
@@ -36,8 +38,35 @@ from llmcls.engine.shards import torch_optimizer
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
+from llmcls.training.best_checkpoints import WEIGHTS, require_best
 
-WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
+log = logging.getLogger(__name__)
+
+OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
+
+
+@dataclass
+class Interval:
+    """Sums over the optimizer steps since the last log line, over all ranks.
+
+    Attributes
+    ----------
+    steps, rows, tokens : int
+    loss_sum, loss_rows : float, int
+        Training losses, and the rows that they are of.
+    seconds : float
+        Mean over the ranks.
+    largest_norm : float
+        Of the gradients.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    seconds: float = 0.0
+    largest_norm: float = 0.0
 
 
 @dataclass
@@ -63,6 +92,12 @@ class Progress:
         Training losses since the last evaluation.
     seconds, samples, tokens : float, int, int
         Training so far, for the throughput over interruptions.
+    skipped_steps : int
+        Steps that were left out, because their gradient was not a number.
+    usual_norm, norms : float, int
+        Mean norm of recent gradients, and how many there were.
+    interval : Interval
+        What the next log line will sum up, for a checkpoint between two of them.
     history : list of dict
         One entry per evaluation.
     """
@@ -82,25 +117,58 @@ class Progress:
     seconds: float = 0.0
     samples: int = 0
     tokens: int = 0
+    skipped_steps: int = 0
+    usual_norm: float = 0.0
+    norms: int = 0
+    interval: Interval = field(default_factory=Interval)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
-    """Write `checkpoints/last`. Collective; the main process writes."""
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run needs to resume, in main memory, independent of the model that trains on.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+    optimizer : dict
+        State and class.
+    progress : dict
+        The fields of `Progress`.
+    """
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> Snapshot:
+    """Copy the state of a run to main memory. Collective."""
     weights = trained_weights(accelerator, model)
     state = full_optimizer_state(accelerator, model, optimizer)
+    kind = type(torch_optimizer(optimizer)).__name__
+    return Snapshot(weights, {"optimizer": state, "class": kind}, dataclasses.asdict(progress))
+
+
+def write_last(run: RunFolder, snapshot: Snapshot) -> None:
+    """Write `checkpoints/last`, and keep the one before."""
+    with replacing_folder(run.last_checkpoint, run.previous_checkpoint) as temporary:
+        save_file(snapshot.weights, temporary / WEIGHTS)
+        torch.save(snapshot.optimizer, temporary / OPTIMIZER)
+        write_json(temporary / PROGRESS, snapshot.progress)
+        write_manifest(temporary, temporary.iterdir())
+
+
+def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
+    """Write `checkpoints/last`, and keep the one before. Collective; the main process writes."""
+    snapshot = take_snapshot(accelerator, model, optimizer, progress)
     with first_process_first(accelerator, accelerator.is_main_process):
-        if not accelerator.is_main_process:
-            return
-        with replacing_folder(run.last_checkpoint) as temporary:
-            save_file(weights, temporary / WEIGHTS)
-            kind = type(torch_optimizer(optimizer)).__name__
-            torch.save({"optimizer": state, "class": kind}, temporary / OPTIMIZER)
-            write_json(temporary / PROGRESS, dataclasses.asdict(progress))
+        if accelerator.is_main_process:
+            write_last(run, snapshot)
 
 
 def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Progress | None:
-    """Restore `checkpoints/last` into model and optimizer. Collective.
+    """Restore `checkpoints/last`, or the one before if that is damaged, into model and optimizer. Collective.
 
     Returns
     -------
@@ -109,15 +177,16 @@ def load_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimi
     Raises
     ------
     UserError
-        If the checkpoint was written by another version of llmcls, or for another model or optimizer.
+        If no checkpoint is intact, or it was written by another version of llmcls, or for another model or optimizer.
     """
-    last = from_main(accelerator, current_folder(run.last_checkpoint))
+    last = on_main(accelerator, lambda: intact_checkpoint(run))
     if last is None:
         return None
     progress = read_progress(last) if (last / PROGRESS).is_file() else None
     by_main = from_main(accelerator, progress)
     require_same(progress, by_main, last)
     assert progress is not None, "the main process has read it"
+    on_main(accelerator, lambda: require_best(run, last, progress.step, progress.best_step))
     load_trained_weights(accelerator, model, load_file(last / WEIGHTS))
     saved = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)
     kind = type(torch_optimizer(optimizer)).__name__
@@ -141,52 +210,39 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     saved = read_json(checkpoint / PROGRESS)
     try:
-        return Progress(**saved)
-    except TypeError:
+        return Progress(**saved | {"interval": Interval(**saved.get("interval", {}))})
+    except (TypeError, AttributeError):
         raise UserError(
             f"{checkpoint} was written by another version of llmcls; resume with that version, "
             "or remove the folder of the run to start again"
         ) from None
 
 
-def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
-    """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
-    weights = trained_weights(accelerator, model)
-    with first_process_first(accelerator, accelerator.is_main_process):
-        if not accelerator.is_main_process:
-            return
-        kept = 1
-        while kept < keep and run.best_checkpoint(kept).exists():
-            kept += 1
-        for rank in range(kept, 1, -1):
-            newer, older = run.best_checkpoint(rank - 1), run.best_checkpoint(rank)
-            if newer.exists():
-                shutil.rmtree(older, ignore_errors=True)
-                # The best stays where it is until its successor is written, so a crash here loses none.
-                if rank == 2:
-                    shutil.copytree(newer, older)
-                else:
-                    os.replace(newer, older)
-        with replacing_folder(run.best_checkpoint()) as temporary:
-            save_file(weights, temporary / WEIGHTS, metadata={"step": str(step)})
+def intact_checkpoint(run: RunFolder) -> Path | None:
+    """The newest checkpoint of a run that is as it was written; None if there is no checkpoint.
 
+    A damaged one is set aside if there is an older one, from which the run comes to the same result.
 
-def load_best(run: RunFolder, accelerator: Accelerator, model: nn.Module) -> None:
-    """Restore the weights of `checkpoints/best` into the model. Collective."""
-    best = from_main(accelerator, current_folder(run.best_checkpoint()))
-    if best is None:
-        raise FileNotFoundError(f"{run.best_checkpoint()}: no best checkpoint was written")
-    step = _saved_step(best)
-    require_same(step, from_main(accelerator, step), best)
-    load_trained_weights(accelerator, model, load_file(best / WEIGHTS))
-
-
-def _saved_step(checkpoint: Path) -> str | None:
-    """The step stored with the weights of a checkpoint folder; None if this machine does not see them."""
-    if not (checkpoint / WEIGHTS).is_file():
-        return None
-    with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
-        return (file.metadata() or {}).get("step", "")
+    Raises
+    ------
+    UserError
+        If all are damaged.
+    """
+    found = [path for path in (run.last_checkpoint, run.previous_checkpoint) if path.exists()]
+    problems = [damage(path) for path in found]
+    for path, problem in zip(found, problems, strict=True):
+        if problem is None:
+            return path
+        if None in problems:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            log.warning(
+                "%s is damaged (%s); it is now %s, and the run goes on from the one before", path, problem, aside
+            )
+    if found:
+        raise UserError(f"{found[0]} is damaged: {problems[0]}; no other is intact; restore it, or remove {run.path}")
+    return None
 
 
 def save_model(
@@ -206,6 +262,7 @@ def save_model(
             state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
             if hasattr(inner, "peft_config"):
                 inner.save_pretrained(temporary, state_dict=state)
+                _sort_modules(temporary / "adapter_config.json")
             else:
                 frozen = {n: t.detach().cpu() for n, t in inner.state_dict().items() if n not in state}
                 inner.save_pretrained(temporary, state_dict={**frozen, **state})
@@ -213,3 +270,12 @@ def save_model(
             write_json(temporary / run.labels.name, dataclasses.asdict(labels))
             text = recipe_to_yaml(recipe)
             (temporary / run.model_recipe.name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _sort_modules(adapter_config: Path) -> None:
+    """Write the names of the adapted modules in an order of their own: peft has them in a set."""
+    config = read_json(adapter_config)
+    for name, value in config.items():
+        if name.endswith("_modules") and isinstance(value, list):
+            config[name] = sorted(value)
+    write_json(adapter_config, config)

@@ -11,8 +11,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from llmcls.common.files import write_text
-from llmcls.common.user_error import UserError
-from llmcls.engine.agreement import entered_by_main, from_main
+from llmcls.data.splits import Split
+from llmcls.engine.agreement import entered_by_main, on_main
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.results.lock import locked
@@ -24,6 +24,7 @@ from llmcls.results.run_folder import (
     refuse_conflict,
     require_no_links,
 )
+from llmcls.results.validation_rows import store_validation_rows
 
 
 @contextmanager
@@ -49,20 +50,25 @@ def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: 
     UserError
         If the folder holds the run of another recipe or seed, which the recipe may not overwrite, on every rank.
     """
-    conflict = None
-    if accelerator.is_main_process:
-        try:
-            refuse_conflict(folder, recipe, seed)
-        except UserError as error:
-            conflict = str(error)
     # The main process decides for all, because other machines may not see the folder yet.
-    conflict = from_main(accelerator, conflict)
-    if conflict is not None:
-        raise UserError(conflict)
+    on_main(accelerator, lambda: refuse_conflict(folder, recipe, seed))
     if accelerator.is_main_process:
         _remove_conflicting(folder, recipe, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe_to_yaml(recipe_of_run(recipe, seed)))
+
+
+def claim_validation_rows(
+    experiment: ExperimentFolder, recipe: Recipe, validation: Split | None, accelerator: Accelerator
+) -> None:
+    """Store which rows are held out for validation, or verify that they are those of the runs there. Collective.
+
+    Raises
+    ------
+    UserError
+        If a run of the experiment was trained with other validation rows, on every rank.
+    """
+    on_main(accelerator, lambda: store_validation_rows(experiment, recipe, validation))
 
 
 def _remove_conflicting(folder: RunFolder, recipe: Recipe, seed: int) -> None:

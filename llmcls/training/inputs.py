@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 from accelerate import Accelerator, PartialState
 
+from llmcls.data.findings import warn_about_leaks, warn_about_rows
+from llmcls.data.holdout import held_out_rows, kept_rows
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.subset import chosen_rows, part_of
@@ -48,16 +50,24 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
     tokenizer = load_tokenizer(recipe.model)
-    files = recipe.data.files()
+    data = recipe.data
     splits: dict[str, Split] = {}
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        train_table = read_table(files["train"], "data.train_csv")
-        labels = label_space(recipe, train_table)
-        for name, path in files.items():
-            table = train_table if name == "train" else read_table(path, f"data.{SPLIT_KEYS[name]}")
-            splits[name] = tokenize_split(table, name, path, recipe, tokenizer, labels)
-            if name == "train":
-                rows = chosen_rows(splits[name].known_labels, labels, recipe.data)
-                splits[name] = splits[name] if rows is None else part_of(splits[name], rows)
-            warn_about_split(splits[name], labels, recipe.data.max_length)
+        table = read_table(data.train_csv, "data.train_csv", data)
+        labels = label_space(recipe, table)
+        whole = tokenize_split(table, "train", data.train_csv, recipe, tokenizer, labels)
+        held = held_out_rows(whole.known_labels, whole.known_digests, labels, data)
+        if held is not None:
+            splits["validation"] = replace(part_of(whole, held), name="validation")
+            whole = part_of(whole, kept_rows(held, len(whole)))
+        rows = chosen_rows(whole.known_labels, labels, data)
+        splits["train"] = whole if rows is None else part_of(whole, rows)
+        for name, path in data.files().items():
+            if name not in splits:
+                table = read_table(path, f"data.{SPLIT_KEYS[name]}", data)
+                splits[name] = tokenize_split(table, name, path, recipe, tokenizer, labels)
+            warn_about_split(splits[name], labels, data.max_length)
+            warn_about_rows(splits[name], labels)
+            if name != "train":
+                warn_about_leaks(splits[name], splits["train"])
     return Inputs(tokenizer, labels, splits["train"], splits.get("validation"), splits.get("test"))

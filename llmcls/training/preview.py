@@ -104,8 +104,6 @@ def preview(recipe: Recipe, inputs: Inputs, card: Card | None = None, price: flo
         f"steps: {steps} per epoch of {rows} texts on one process, at most {recipe.train.num_train_epochs} epochs, "
         f"{len(recipe.exp.seeds)} seed(s)",
         f"results: {ExperimentFolder.of(recipe).path}",
-        f"devices: {gpus} GPU(s) on this machine",
-        "ok",
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from llmcls.common.files import current_folder, read_json
+from llmcls.common.files import read_json
 from llmcls.engine.accelerator import shards_state
 from llmcls.engine.agreement import from_main
 from llmcls.model.memory import memory_of
@@ -106,7 +106,7 @@ def _of_last_start(run: RunFolder) -> bool | None:
 
     A run of a version that did not write it down recomputed the activations.
     """
-    if current_folder(run.last_checkpoint) is None:
+    if not run.last_checkpoint.exists() and not run.previous_checkpoint.exists():
         return None
     noted = read_json(run.environment) if run.environment.is_file() else {}
     return bool(noted.get("gradient_checkpointing", True))

@@ -1,15 +1,15 @@
 """Record and show the numbers of a run.
 
-metrics.jsonl is always written, TensorBoard and wandb on request. Progress is shown in a bar on a terminal and in log
-lines elsewhere.
+metrics.jsonl is always written, other trackers on request. Progress is shown in a bar on a terminal and in log lines
+elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from llmcls.common.files import write_text
 from llmcls.common.logs import RedactingFormatter
+from llmcls.common.signals import Interrupted, signal_name
 from llmcls.common.user_error import UserError
-from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
+from llmcls.training.trackers import close_all, open_trackers
 
 log = logging.getLogger(__name__)
 
 
 class RunLog:
     """Writes the numbers and the log of one run. Only the main process has one, and must call `close`.
+
+    metrics.jsonl alone is essential: without it, a run cannot be described or resumed as if nothing had happened.
 
     Parameters
     ----------
@@ -40,17 +43,15 @@ class RunLog:
     Raises
     ------
     UserError
-        If the recipe asks for wandb, and it is not installed or does not start.
+        If the recipe asks for wandb, and it is not installed.
     """
 
     def __init__(self, run: RunFolder, recipe: Recipe, resumed_step: int = 0) -> None:
         _drop_after(run.metrics_log, resumed_step)
         self._file = run.metrics_log.open("a", encoding="utf-8", newline="\n")
-        self._handler = logging.FileHandler(run.log, encoding="utf-8")
-        self._handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler = _log_file(run.log)
         logging.getLogger("llmcls").addHandler(self._handler)
-        self._board = _tensorboard(run.tensorboard, resumed_step) if "tensorboard" in recipe.train.report_to else None
-        self._wandb = _wandb(run, recipe) if "wandb" in recipe.train.report_to else None
+        self._trackers = open_trackers(run, recipe, resumed_step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Record values after an optimizer step.
@@ -67,21 +68,59 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "split": split, "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
         numbers = {f"{split}/{name}": v for name, v in flatten(values).items()}
-        if self._board:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
-        if self._wandb:
-            self._wandb.log(numbers | {"step": step})
+        for tracker in self._trackers:
+            tracker.send(step, numbers)
 
-    def close(self) -> None:
-        """Flush and close all trackers."""
-        self._file.close()
-        if self._board:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+    def close(self, error: BaseException | None = None) -> None:
+        """Flush and close all.
+
+        Parameters
+        ----------
+        error : BaseException, optional
+            Why the run ends; written to its log.
+        """
+        if isinstance(error, UserError | OSError | Interrupted):
+            self._note(str(error), None)
+        elif isinstance(error, KeyboardInterrupt):
+            self._note(f"stopped by {signal_name()}", None)
+        elif isinstance(error, Exception):
+            self._note("the run ended with an error", error)
+        # A full disk that ended the run also refuses what is left in the buffer.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        close_all(self._trackers)
         logging.getLogger("llmcls").removeHandler(self._handler)
         self._handler.close()
+
+    def _note(self, message: str, error: Exception | None) -> None:
+        """Write to the log file only; the command prints the error itself."""
+        trace = (type(error), error, error.__traceback__) if error else None
+        self._handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, trace))
+
+
+class _FragileFile(logging.FileHandler):
+    """A log file that is given up with one warning if it cannot be written any more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Remove the handler, and say so elsewhere."""
+        logging.getLogger("llmcls").removeHandler(self)
+        log.warning("%s cannot be written any more; the log goes on without it", self.baseFilename)
+
+    def close(self) -> None:
+        """Close the file; what is left in its buffer may not fit on the disk."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _log_file(path: Path) -> logging.Handler:
+    """A handler that writes a log file; one that writes nothing if the file cannot be opened."""
+    try:
+        handler: logging.Handler = _FragileFile(path, encoding="utf-8")
+    except OSError as error:
+        log.warning("%s cannot be written (%s); the log goes on without it", path, error.strerror)
+        return logging.NullHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -185,41 +224,18 @@ def duration(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Remove the lines that an interrupted run logged after the step it resumes from."""
+    """Remove the lines that an interrupted run logged after the step it resumes from, and those that are damaged.
+
+    The end of a run is done again, so its lines go as well.
+    """
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        write_text(path, "".join(line + "\n" for line in lines if _stays(line, step)))
 
 
-def _tensorboard(folder: Path, resumed_step: int) -> Any:
-    """A writer of TensorBoard event files, which hides events after the resumed step."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
-
-
-def _wandb(run: RunFolder, recipe: Recipe) -> Any:
-    """A wandb run with optimizer steps on the x-axis."""
+def _stays(line: str, step: int) -> bool:
     try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            "train.report_to names wandb, which is not installed; run `pip install 'llmcls[wandb]'`"
-        ) from None
-    try:
-        started = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", recipe.data.dataset_name),
-            name="/".join(run.path.parts[-3:]),
-            dir=str(run.path),
-            config=recipe_to_dict(recipe),
-            reinit="finish_previous",
-            # The changes of the repository that it would upload can contain what belongs in no tracker.
-            settings=wandb.Settings(disable_git=True, save_code=False),
-        )
-    except wandb.errors.Error as error:
-        raise UserError(
-            f"train.report_to names wandb, but it did not start ({error}); run `wandb login`, or set WANDB_MODE=offline"
-        ) from None
-    started.define_metric("*", step_metric="step")
-    return started
+        values = json.loads(line)
+        return bool(values["step"] <= step and not values["split"].startswith("final_"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False

@@ -40,6 +40,14 @@ def test_a_recipe_is_followed_by_any_number_of_overrides() -> None:
     assert parser.parse_args(["r.yaml"]).overrides == []
 
 
+def test_without_arguments_only_the_recipe_is_said_to_be_missing(capsys) -> None:
+    parser = command_parser("check", "")
+    add_recipe_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_intermixed_args([])
+    assert "the following arguments are required: recipe\n" in capsys.readouterr().err
+
+
 def test_a_command_that_succeeds_returns() -> None:
     run_command(lambda: None)
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from llmcls.common.files import current_folder, read_json, replacing, replacing_folder, write_json, write_text
+from llmcls.common.user_error import UserError
 from tests.helpers import ROOT
 
 
@@ -15,6 +19,13 @@ def fail(path: Path) -> None:
     """Write something to a path, then fail."""
     path.write_text("half of the n")
     raise ZeroDivisionError
+
+
+def fill(context: AbstractContextManager[Path], error: Exception) -> None:
+    """Write something, and meet an error."""
+    with context as path:
+        (path / "part" if path.is_dir() else path).write_text("half of it")
+        raise error
 
 
 def names(folder: Path) -> list[str]:
@@ -120,3 +131,73 @@ def test_a_swap_that_was_interrupted_loses_no_folder(tmp_path: Path, monkeypatch
 
 def test_a_folder_that_was_never_written_is_none(tmp_path: Path) -> None:
     assert current_folder(tmp_path / "best") is None
+
+
+def test_json_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.json is damaged: it is not JSON"):
+            read_json(path)
+
+
+def test_the_folder_before_stays_under_another_name(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last", tmp_path / "previous"
+    for i in range(4):
+        with replacing_folder(last, previous) as temporary:
+            (temporary / str(i)).touch()
+            # The disk holds two of them at most.
+            assert names(tmp_path) == (["last", "last.partial"] if i else ["last.partial"])
+        assert names(last) == [str(i)]
+    assert names(previous) == ["2"]
+    assert names(tmp_path) == ["last", "previous"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the name of an open file is read there")
+def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        steps.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name.split('.')[0]}")
+        sync(handle)
+
+    def replaced(source: Path, target: Path) -> None:
+        steps.append(f"name {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    folder = tmp_path / "folder"
+    write_text(folder / "a.txt", "content")
+    assert steps == ["sync a", "name a.txt", "sync folder"]
+    steps.clear()
+    with replacing_folder(folder / "last") as temporary:
+        (temporary / "weights").touch()
+    assert steps == ["sync weights", "sync last", "name last", "sync folder"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # What safetensors raises, which is no OSError.
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+    ids=["system", "library", "quota"],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_no_part(tmp_path: Path, error: Exception) -> None:
+    for path, writing in ((tmp_path / "a.txt", replacing), (tmp_path / "last", replacing_folder)):
+        with pytest.raises(UserError, match=rf"{path.name}: (the disk is full|your quota is used up); free some space"):
+            fill(writing(path), error)
+    assert names(tmp_path) == []
+
+
+def test_torch_does_not_say_that_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
+        fill(replacing_folder(tmp_path / "last"), error)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 4096))
+    with pytest.raises(UserError, match="last: the disk is full"):
+        fill(replacing_folder(tmp_path / "last"), error)

@@ -1,33 +1,121 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from llmcls.common.signals import STOP_AFTER, stop_planned, stop_requested
+from llmcls.common.signals import EXIT_INTERRUPTED, STOP_AFTER, stop_planned, stop_requested
 from tests.helpers import ROOT
 
 # In a process of its own: a handler stays for the life of a process.
 CODE = """
-import os, signal, sys
-from llmcls.common.signals import stop_requested, watch_signals
-watch_signals()
-print(stop_requested())
-os.kill(os.getpid(), int(sys.argv[1]))
-print(stop_requested())
+import contextlib, os, signal, sys, time
+from llmcls.common import signals
+from llmcls.common.command import run_command
+from llmcls.common.signals import *
+signals.SECONDS_OF_ONE_INTERRUPT = signals.SECONDS_OF_ONE_INTERRUPT_OF_A_LAUNCHER = 0.2
+def main():
+    watch_signals()
+    with stops_between_steps() if sys.argv[1] == "stepping" else contextlib.nullcontext():
+        for name in sys.argv[2:]:
+            print(stop_requested(), flush=True)
+            os.kill(os.getpid(), getattr(signal, name))
+            # In the thread of Python's handlers, C code runs longer than anybody wants to wait.
+            time.sleep(0.5)
+    print(signal_name(), stop_requested(), flush=True)
+    sys.exit(interrupted_code())
+run_command(main)
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_is_recorded_and_does_not_end_the_process(name: str) -> None:
-    number = str(int(getattr(signal, name)))
-    done = subprocess.run([sys.executable, "-c", CODE, number], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
+def run_code(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CODE, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment)
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@posix
+@pytest.mark.parametrize("name, code", [("SIGTERM", EXIT_INTERRUPTED), ("SIGUSR1", EXIT_INTERRUPTED), ("SIGINT", 130)])
+def test_while_steps_are_taken_a_signal_is_only_recorded(name: str, code: int) -> None:
+    done = run_code("stepping", name)
+    assert done.stdout.split() == ["False", name, "True"]
+    assert done.returncode == code
+    assert ("press Ctrl-C again to end at once" in done.stderr) == (name == "SIGINT")
+
+
+@posix
+@pytest.mark.parametrize("name, code", [("SIGTERM", EXIT_INTERRUPTED), ("SIGUSR1", EXIT_INTERRUPTED), ("SIGINT", 130)])
+def test_where_nothing_has_to_be_saved_a_signal_ends_the_command(name: str, code: int) -> None:
+    done = run_code("loading", name)
+    assert done.stdout.split() == ["False"]
+    assert done.returncode == code
+    assert done.stderr == "interrupted; run the same command again to resume\n"
+
+
+@posix
+def test_a_batch_system_may_repeat_its_signal() -> None:
+    done = run_code("stepping", "SIGUSR1", "SIGUSR1", "SIGTERM")
+    assert done.stdout.split() == ["False", "True", "True", "SIGUSR1", "True"]
+    assert done.returncode == EXIT_INTERRUPTED
+
+
+@posix
+@pytest.mark.parametrize("launched", ["", "TORCHELASTIC_RUN_ID"])
+def test_a_second_interrupt_ends_the_process_whatever_it_does(launched: str) -> None:
+    done = run_code("stepping", "SIGINT", "SIGINT", **({launched: "1"} if launched else {}))
     assert done.stdout.split() == ["False", "True"]
+    assert done.returncode == 130
+    assert "ended at once; the same command resumes from the last checkpoint" in done.stderr
+
+
+LAUNCHER = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | {"ACCELERATE_MIXED_PRECISION": "no"})
+sys.stdin.read()
+"""
+RANK = """
+import os, sys, time
+from llmcls.common.signals import *
+watch_signals()
+with stops_between_steps():
+    print(os.getpid(), flush=True)
+    while not stop_requested():
+        time.sleep(0.05)
+    print("saved after", signal_name(), flush=True)
+"""
+
+
+@posix
+def test_a_rank_whose_launcher_was_killed_saves_and_ends() -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().strip().isdigit()
+    launcher.kill()
+    launcher.wait()
+    # The pipe ends when the rank, which inherited it, has ended.
+    assert launcher.stdout.read().strip() == "saved after SIGTERM"
+
+
+@posix
+def test_a_process_that_nobody_launched_outlives_its_shell() -> None:
+    code = RANK.replace("not stop_requested()", "time.monotonic() < end and not stop_requested()").replace(
+        "    while", "    end = time.monotonic() + 3\n    while"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER.replace('{"ACCELERATE_MIXED_PRECISION": "no"}', "{}"), code],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert launcher.stdout is not None
+    launcher.stdout.readline()
+    launcher.kill()
+    launcher.wait()
+    assert launcher.stdout.read().strip() == "saved after a signal"
 
 
 def test_a_rehearsal_stops_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

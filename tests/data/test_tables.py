@@ -13,7 +13,7 @@ BROKEN_FILES: list[tuple[bytes, str]] = [
     (b"uid,title,title\n1,a,b\n", "has the column 'title' twice"),
     (b"uid,title,description,books\n1,a,b,1,0\n", "row 1 (line 2) has 5 cells, the header has 4"),
     (b"uid,title,description,books\n1,a,b\n", "row 1 (line 2) has 3 cells, the header has 4"),
-    (b"uid,title,description,books\n1,\xff\xfe,b,1\n", "is not UTF-8"),
+    (b"uid,title,description,books\n1,\x81\xfe,b,1\n", "is not UTF-8"),
     (b"uid,title,description,books\n", "has no rows"),
 ]
 
@@ -53,9 +53,9 @@ def test_a_line_longer_than_the_csv_module_allows_is_read(tmp_path: Path) -> Non
 
 
 def test_an_unknown_extension_and_an_unreadable_file_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").touch()
-    with pytest.raises(UserError, match=r"--input: .*a\.xlsx has the extension '\.xlsx'; use one of \.csv, \.tsv"):
-        read_table(tmp_path / "a.xlsx", "--input")
+    (tmp_path / "a.docx").touch()
+    with pytest.raises(UserError, match=r"--input: .*a\.docx has the extension '\.docx'; use one of \.csv, \.tsv"):
+        read_table(tmp_path / "a.docx", "--input")
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
         read_table(tmp_path / "a.parquet")

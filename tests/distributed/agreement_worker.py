@@ -20,8 +20,8 @@ from llmcls.model.classifier import Classifier
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.train import train_seeds
-from llmcls.training import checkpoints
-from llmcls.training.checkpoints import load_best, save_best
+from llmcls.training import best_checkpoints
+from llmcls.training.best_checkpoints import load_best, save_best
 
 
 def patience(folder: Path) -> None:
@@ -41,13 +41,13 @@ def save_slowly(folder: Path, accelerator: Accelerator) -> None:
     """Save a model to a disk that needs longer than the process group waits for a collective."""
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     network = LlamaForSequenceClassification(LlamaConfig(**sizes, num_attention_heads=1, pad_token_id=0))
-    fast = checkpoints.save_file
+    fast = best_checkpoints.save_file
 
     def slow(*arguments: Any, **options: Any) -> None:
         time.sleep(5)
         fast(*arguments, **options)
 
-    checkpoints.save_file = slow
+    best_checkpoints.save_file = slow
     run, model = RunFolder(folder / "run"), Classifier(network, None, "last")
     save_best(run, accelerator, model, keep=1, step=1)
     load_best(run, accelerator, model)

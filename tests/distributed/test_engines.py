@@ -19,6 +19,7 @@ from llmcls.engine.accelerator import REHEARSAL
 from llmcls.predict import main as predict
 from llmcls.recipe.load import load_recipe
 from llmcls.train import train_seeds
+from tests.distributed.trouble import trouble
 from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
@@ -35,16 +36,31 @@ ENGINES = {
 }
 # 160 training rows, 16 a step: 10 steps an epoch. The run is cut in the middle of its second epoch.
 CUT = 13
+# Runs that some engines do as well, in the same launch, because starting processes costs more than 20 steps.
+SKEWED, BF16, FULL = ["micro_batch_tokens=64"], ["torch_dtype=bfloat16"], ["lora_r=0", "learning_rate=1e-3"]
+MORE_RUNS = {
+    "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16},
+    "zero2": {"bf16": BF16},
+    "zero3": {"skewed": SKEWED, "full": FULL},
+}
+# A step in which the last rank has no loss, and a death between two evaluations.
+TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
 
 
 @dataclass
 class Trained:
-    """Folders of what one engine trained on two processes: whole, cut short, and resumed from one process."""
+    """Folders of what one engine trained on two processes: see the plan in `on_engine`, and `MORE_RUNS`."""
 
     whole: Path
     half: Path
     from_one: Path
-    reports: list[dict[str, float]]
+    troubled: Path
+    more: dict[str, Path]
+    reports: Path
+
+    def shards(self, run: Path) -> list[dict[str, float]]:
+        """What each rank held of a run's model and optimizer."""
+        return [json.loads((self.reports / f"{run.parent.name}-rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +109,73 @@ def train_here(recipe: Path, *overrides: str, stop_after: int = -1) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(recipe: Path) -> Callable[[list[str]], tuple[Path, Path]]:
-    """One process with as many samples a step: (the whole run, the run cut short)."""
-    made: dict[str, tuple[Path, Path]] = {}
+def alone(recipe: Path) -> Callable[..., Path]:
+    """A run on one process with as many samples a step: whole, or cut short."""
+    made: dict[str, Path] = {}
 
-    def get(overrides: list[str]) -> tuple[Path, Path]:
-        kind = "-".join(override.partition("=")[0] for override in overrides)
+    def get(overrides: list[str], cut: bool = False) -> Path:
+        kind = "".join("-" + override.partition("=")[0] for override in overrides) + ("-cut" if cut else "")
         if kind not in made:
-            folders = run_folder(recipe, f"alone{kind}"), run_folder(recipe, f"alone{kind}-cut")
             # The whole run has the model's own modules, so every engine's fused kernels are compared with them. The
             # run that the engines resume has the kernels that they have.
-            for folder, kernels, stop_after in zip(folders, ("off", "auto"), (-1, CUT), strict=True):
-                changed = ["gradient_accumulation_steps=4", f"kernels={kernels}", f"exp.run_name={folder.parent.name}"]
-                train_here(recipe, *changed, *overrides, stop_after=stop_after)
-            made[kind] = folders
+            changed = ["gradient_accumulation_steps=4", f"kernels={'auto' if cut else 'off'}"]
+            changed.append(f"exp.run_name=alone{kind}")
+            train_here(recipe, *changed, *overrides, stop_after=CUT if cut else -1)
+            made[kind] = run_folder(recipe, f"alone{kind}")
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def skewed(recipe: Path, products: Path) -> list[str]:
+    """One text in ten is twenty times as long as the others; a micro-batch holds one of them, or all the others."""
+    rows = read_rows(products / "train.csv")
+    for i, row in enumerate(rows):
+        row["description"] = row["description"] * 3 if i % 10 == 0 else row["title"][:8]
+    return [f"train_csv={write_csv(recipe.parent / 'skewed.csv', rows)}", *SKEWED]
+
+
+@pytest.fixture(scope="module")
+def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Callable[[str], Trained]:
+    """All runs of one engine, by two processes in one launch."""
+    made: dict[str, Trained] = {}
+
+    def get(name: str) -> Trained:
+        if name not in made:
+            profile, overrides, _ = ENGINES[name]
+            from_one = run_folder(recipe, f"{name}-from-one")
+            shutil.copytree(alone(overrides, cut=True).parent, from_one.parent)
+            more = {kind: skewed if kind == "skewed" else changed for kind, changed in MORE_RUNS.get(name, {}).items()}
+            plan = [
+                {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
+                {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
+                {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
+            ]
+            for dies in (5, None):
+                trouble_in = {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "broken": 2, "dies": dies}
+                plan.append(trouble_in | {"stop_after": None})
+            for kind, changed in more.items():
+                plan.append({"overrides": [f"exp.run_name={name}-{kind}", *changed], "stop_after": None})
+            reports = tmp_path_factory.mktemp("reports")
+            launch(recipe, profile, overrides, plan, reports)
+            made[name] = Trained(
+                run_folder(recipe, f"{name}-whole"),
+                run_folder(recipe, f"{name}-half"),
+                from_one,
+                run_folder(recipe, f"{name}-troubled"),
+                {kind: run_folder(recipe, f"{name}-{kind}") for kind in more},
+                reports,
+            )
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def trained(request, on_engine) -> tuple[str, Trained]:
+    """An engine's name and its runs."""
+    return request.param, on_engine(request.param)
 
 
 def launch(recipe: Path, profile: str, overrides: list[str], plan: list[dict], reports: Path) -> None:
@@ -121,24 +187,6 @@ def launch(recipe: Path, profile: str, overrides: list[str], plan: list[dict], r
     environment = os.environ | {"OMP_NUM_THREADS": "1", REHEARSAL: "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-6000:]
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def trained(request, recipe: Path, alone, tmp_path_factory) -> tuple[str, Trained]:
-    """The plan of runs on one engine, by two processes in one launch."""
-    name: str = request.param
-    profile, overrides, _ = ENGINES[name]
-    from_one = run_folder(recipe, f"{name}-from-one")
-    shutil.copytree(alone(overrides)[1].parent, from_one.parent)
-    reports = tmp_path_factory.mktemp("reports")
-    plan = [
-        {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
-        {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
-        {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
-    ]
-    launch(recipe, profile, overrides, plan, reports)
-    found = [json.loads((reports / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    return name, Trained(run_folder(recipe, f"{name}-whole"), run_folder(recipe, f"{name}-half"), from_one, found)
 
 
 def losses(run: Path) -> list[float]:
@@ -159,7 +207,8 @@ def probabilities(path: Path) -> dict[str, list[float]]:
 
 def test_each_rank_holds_a_part(trained) -> None:
     name, runs = trained
-    for report in runs.reports:
+    reports = runs.shards(runs.whole)
+    for report in reports:
         assert report["processes"] == 2
         assert report["engine"] == {"d": "multi_cpu", "f": "fsdp", "z": "deepspeed"}[name[0]]
         for kind in ("weights", "optimizer_state"):
@@ -168,13 +217,13 @@ def test_each_rank_holds_a_part(trained) -> None:
                 assert held < 0.6 * whole
             else:
                 assert held == whole
-    held = [report["optimizer_state"] for report in runs.reports]
-    assert sum(held) >= runs.reports[0]["optimizer_state_total"]
+    held = [report["optimizer_state"] for report in reports]
+    assert sum(held) >= reports[0]["optimizer_state_total"]
 
 
 def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
     name, runs = trained
-    one = alone(ENGINES[name][1])[0]
+    one = alone(ENGINES[name][1])
     assert losses(runs.whole) == pytest.approx(losses(one), rel=1e-4)
     # The probe that the head starts from has done the first part of the way from log 2.
     assert losses(one)[0] < 0.3
@@ -184,7 +233,7 @@ def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
 def test_it_is_that_of_texts_taken_one_by_one(trained, alone) -> None:
     # The engines run packed; a budget of one token leaves every text alone, and padding has nothing to pad.
     name, runs = trained
-    one_by_one = alone([*ENGINES[name][1], "packing=false", "micro_batch_tokens=1"])[0]
+    one_by_one = alone([*ENGINES[name][1], "packing=false", "micro_batch_tokens=1"])
     # The probe that the head starts from is fitted up to a tolerance, from states that are rounded in another order.
     assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-3)
 
@@ -220,42 +269,45 @@ def test_a_checkpoint_of_two_processes_resumes_with_one(trained, recipe: Path) -
 
 def test_a_checkpoint_of_one_process_resumes_with_two(trained, alone) -> None:
     name, runs = trained
-    assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])[0]), rel=1e-4)
+    assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("profile", ["fsdp", "zero3"])
-def test_ranks_with_very_unlike_texts_stay_in_step(profile: str, recipe: Path, alone, products, tmp_path: Path) -> None:
-    """One text in ten is twenty times as long as the others; a micro-batch holds one of them, or all the others."""
-    rows = read_rows(products / "train.csv")
-    for i, row in enumerate(rows):
-        row["description"] = row["description"] * 3 if i % 10 == 0 else row["title"][:8]
-    skewed = write_csv(recipe.parent / "skewed.csv", rows)
-    overrides = [f"train_csv={skewed}", "micro_batch_tokens=64"]
-    plan = [{"overrides": [f"exp.run_name={profile}-skewed"], "stop_after": None}]
-    launch(recipe, profile, overrides, plan, tmp_path)
-    one = alone(overrides)[0]
-    assert losses(run_folder(recipe, f"{profile}-skewed")) == pytest.approx(losses(one), rel=1e-4)
+def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(trained, recipe: Path) -> None:
+    name, runs = trained
+    overrides = ENGINES[name][1]
+    alone = f"alone-troubled{'-4bit' if overrides else ''}"
+    with trouble(2, None):
+        # With a run that is there already, this does nothing.
+        train_here(recipe, f"exp.run_name={alone}", "gradient_accumulation_steps=4", *TROUBLED, *overrides)
+    curves = []
+    for run in (runs.troubled, run_folder(recipe, alone)):
+        assert json.loads((run / "checkpoints/last/progress.json").read_text())["skipped_steps"] == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+        curves.append({x["step"]: (x["loss"], x["gradient_norm"]) for x in lines if x["split"] == "train"})
+    assert list(curves[0]) == list(curves[1]) == [1, 2, 4, 5, 6, 7, 8]
+    for step, found in curves[0].items():
+        assert found == pytest.approx(curves[1][step], rel=1e-3), step
+    # It died before the sixth step, with no evaluation before, and did not take the third step again.
+    log = (runs.troubled / "log.txt").read_text(encoding="utf-8")
+    assert log.count("step 3: the gradient is not a number, so the step is left out (1 of at most 10)") == 1
 
 
-@pytest.mark.parametrize("profile", ["fsdp", "zero2"])
-def test_bfloat16_stays_within_two_percent_of_one_process(profile: str, recipe: Path, alone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_ranks_with_very_unlike_texts_stay_in_step(engine: str, on_engine, alone, skewed: list[str]) -> None:
+    assert losses(on_engine(engine).more["skewed"]) == pytest.approx(losses(alone(skewed)), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "zero2"])
+def test_bfloat16_stays_within_two_percent_of_one_process(engine: str, on_engine, alone) -> None:
     # bf16 keeps eight bits, and each engine rounds at other places: sums over ranks, norms, the head.
-    overrides = ["torch_dtype=bfloat16"]
-    plan = [{"overrides": [f"exp.run_name={profile}-bf16"], "stop_after": None}]
-    launch(recipe, profile, overrides, plan, tmp_path)
-    one = alone(overrides)[0]
-    assert losses(run_folder(recipe, f"{profile}-bf16")) == pytest.approx(losses(one), rel=2e-2)
+    assert losses(on_engine(engine).more["bf16"]) == pytest.approx(losses(alone(BF16)), rel=2e-2)
 
 
-@pytest.mark.parametrize("profile", ["fsdp", "zero3"])
-def test_full_fine_tuning_is_sharded_too(profile: str, recipe: Path, alone, tmp_path: Path) -> None:
-    overrides = ["lora_r=0", "learning_rate=1e-3"]
-    plan = [{"overrides": [f"exp.run_name={profile}-full"], "stop_after": None}]
-    launch(recipe, profile, overrides, plan, tmp_path)
-    one = alone(overrides)[0]
-    assert losses(run_folder(recipe, f"{profile}-full")) == pytest.approx(losses(one), rel=1e-4)
-    for rank in (0, 1):
-        report = json.loads((tmp_path / f"rank{rank}.json").read_text())
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_full_fine_tuning_is_sharded_too(engine: str, on_engine, alone) -> None:
+    runs = on_engine(engine)
+    assert losses(runs.more["full"]) == pytest.approx(losses(alone(FULL)), rel=1e-4)
+    for report in runs.shards(runs.more["full"]):
         assert report["weights"] < 0.6 * report["weights_total"]
         assert report["optimizer_state"] < 0.6 * report["optimizer_state_total"]

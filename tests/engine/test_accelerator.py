@@ -89,8 +89,7 @@ def test_one_process_without_a_gpu(write_recipe) -> None:
     assert accelerator.device == loading_device(accelerator) == CPU
     assert not shards_state(accelerator)
     assert zero_stage(accelerator) is None
-    assert any_rank(accelerator, True)
-    assert not any_rank(accelerator, False)
+    assert any_rank(accelerator, True, False) == (True, False)
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(sum_over_ranks(accelerator, values), values)
 

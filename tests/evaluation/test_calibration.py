@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration, load_calibration, save_calibration
 from llmcls.evaluation.metrics import expected_calibration_error, to_probabilities
@@ -43,10 +44,20 @@ def test_calibration_reduces_the_calibration_error(labels: LabelSpace, kind: str
         assert p.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_without_calibration_probabilities_are_unchanged(tmp_path: Path) -> None:
+def test_without_calibration_probabilities_are_unchanged() -> None:
     logits, _ = overconfident(MULTI, 10)
     assert np.array_equal(calibrated(logits, Calibration(), MULTI), to_probabilities(logits, MULTI.problem_type))
-    assert load_calibration(tmp_path / "absent.json") == Calibration()
+
+
+def test_a_calibration_that_is_missing_or_damaged_is_not_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    with pytest.raises(UserError, match=r"c\.json is missing, and without it probabilities differ"):
+        load_calibration(path, 3)
+    curves = '{"kind": "isotonic", "curves": []}'
+    for content in ("", "[]", "{}x", '{"kind": "x"}', '{"temperature": 0}', curves, '{"a": 1}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"c\.json is damaged"):
+            load_calibration(path, 3)
 
 
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
@@ -54,5 +65,5 @@ def test_a_calibration_is_stored_and_read_back(tmp_path: Path, kind: str) -> Non
     logits, values = overconfident(MULTI, 200)
     found = fit_calibration(kind, logits, values, MULTI)
     save_calibration(tmp_path / "c.json", found)
-    again = load_calibration(tmp_path / "c.json")
+    again = load_calibration(tmp_path / "c.json", len(MULTI.names))
     assert np.array_equal(calibrated(logits, again, MULTI), calibrated(logits, found, MULTI))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
+from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.evaluation import scoring
@@ -105,3 +108,21 @@ def test_a_final_evaluation_has_intervals_and_confusions() -> None:
     found = uncertainty(true, ~true, LABELS)
     assert found["intervals"]["f1_micro"] == [0.0, 0.0]
     assert found["confusions"] == [{"true": "a", "predicted": "b", "rows": 2}]
+
+
+def test_rows_whose_scores_are_not_numbers_are_named(split: Split) -> None:
+    class Broken(SumAndLength):
+        def forward(self, input_ids: torch.Tensor, lengths: list[int], windows: None = None) -> torch.Tensor:
+            found = super().forward(input_ids, lengths)
+            return torch.where(found[:, 1:] == split.lengths[0], float("nan"), found)
+
+    rows = [i for i, length in enumerate(split.lengths) if length == split.lengths[0]]
+    named = replace(split, table=datasets.Dataset.from_dict({"id": [f"row {i}" for i in range(61)]}))
+    broken = replace(scorer(), model=Broken(), advice="lower train.learning_rate (0.1)")
+    with pytest.raises(UserError) as stop:
+        score_split(broken, named)
+    shown = ", ".join(f"'row {i}'" for i in rows)
+    assert str(stop.value) == (
+        f"test.csv: the model gives no numbers for {len(rows)} of 61 rows ({shown}); lower train.learning_rate (0.1), "
+        "and train again"
+    )

@@ -197,7 +197,7 @@ def step(kind: str, **changes: Any) -> dict[str, Any]:
         assert setup.loss_of is not None
         watching = True
         batches = [collate(split, rows, 0, model.packs) for rows in plan.micro_batches[0]]
-        loss = optimizer_step(setup, model, optimizer, plan, batches, 0)
+        loss = optimizer_step(setup, model, optimizer, plan, batches, 0).loss_sum
         watching = False
         # As a checkpoint holds it: on the CPU.
         saved = {

@@ -42,6 +42,16 @@ def test_a_model_with_a_weight_of_another_shape_is_refused_by_name(write_recipe,
         build(write_recipe(model__model_name=str(folder)))
 
 
+def test_weights_that_can_hold_code_are_read_only_if_the_recipe_trusts_them(write_recipe, tiny_llama, tmp_path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_llama, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"pickled' has no weights as safetensors, and other formats can hold code"):
+        build(write_recipe(model__model_name=str(folder)))
+    build(write_recipe(model__model_name=str(folder), model__trust_remote_code=True))
+
+
 def test_a_damaged_weights_file_is_one_sentence(write_recipe, tiny_llama: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_llama, folder)

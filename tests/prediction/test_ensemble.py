@@ -8,6 +8,8 @@ import pytest
 from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
 from llmcls.prediction import ensemble
+from llmcls.results.run_folder import RunFolder
+from llmcls.results.seal import reseal
 from tests.helpers import predict, read_lines
 
 
@@ -60,5 +62,6 @@ def test_runs_with_other_labels_are_refused(trained, products: Path, tmp_path: P
     saved = json.loads(path.read_text())
     saved["names"][0], saved["columns"][0] = "novels", "novels"
     write_json(path, saved)
+    reseal(RunFolder(trained.runs[1]), [path])
     with pytest.raises(UserError, match=r"run_1 has other labels than .*run_0; an ensemble needs runs with the same"):
         predict("--run", *trained.runs, "--input", products / "test.csv", "--output", tmp_path / "p.jsonl")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from llmcls.evaluation import scoring
 from llmcls.prediction import resumable_predictions
 from llmcls.prediction.resumable_predictions import ResumablePredictions
 from llmcls.results.predictions import Predictions
-from tests.helpers import predict
+from tests.helpers import predict, read_lines
 
 
 def test_an_interrupted_prediction_resumes_where_it_stopped(
@@ -63,3 +65,67 @@ def test_partial_output_of_another_input_is_not_taken_for_this_one(tmp_path: Pat
     partial.append(Predictions([str(i) for i in range(4096)], zeros, zeros > 0, None), zeros)
     assert ResumablePredictions(tmp_path / "p.jsonl", labels).resume("one") == 4096
     assert ResumablePredictions(tmp_path / "p.jsonl", labels).resume("other") == 0
+
+
+LABELS = LabelSpace(["a", "b"], ["a", "b"], "multi_label_classification")
+CHUNK = Predictions(["x", "y"], np.full((2, 2), 0.25, np.float32), np.ones((2, 2), bool), None)
+
+
+def started(folder: Path) -> ResumablePredictions:
+    """Predictions of which all rows are written."""
+    folder.mkdir(exist_ok=True)
+    partial = ResumablePredictions(folder / "p.jsonl", LABELS)
+    assert partial.resume("signature") == 0
+    partial.append(CHUNK, np.zeros((2, 2), np.float32))
+    return partial
+
+
+def test_predictions_that_were_killed_at_any_moment_of_their_end_are_complete(tmp_path: Path, monkeypatch) -> None:
+    found: list[bool] = []
+    for killed_at in range(1, 30):
+        folder = tmp_path / str(killed_at)
+        partial, operations = started(folder), itertools.count(1)
+
+        def killed(real: Any, at: int = killed_at, operations: Any = operations) -> Any:
+            def operation(*arguments: Any, **options: Any) -> Any:
+                if next(operations) == at:
+                    raise KeyboardInterrupt
+                return real(*arguments, **options)
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "write_text")):
+                patch.setattr(owner, name, killed(getattr(owner, name)))
+            try:
+                partial.finish()
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        rows = ResumablePredictions(folder / "p.jsonl", LABELS).resume("signature")
+        found.append(rows is None)
+        if rows is None:
+            assert [path.name for path in folder.iterdir() if not path.name.endswith(".partial")] == ["p.jsonl"]
+            assert len(read_lines(folder / "p.jsonl")) == 2
+        else:
+            assert rows == 0
+    # First its rows are predicted again; from some moment on it is complete, and stays so.
+    assert found == sorted(found)
+    assert any(found)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}")], ids=["removed", "changed"])
+def test_an_output_that_is_not_what_was_written_is_predicted_again(tmp_path: Path, monkeypatch, change: Any) -> None:
+    partial = started(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        partial.finish()
+    change(tmp_path / "p.jsonl")
+    assert ResumablePredictions(tmp_path / "p.jsonl", LABELS).resume("signature") == 0
+
+
+@pytest.mark.parametrize("state", ["", "[]", "{", '{"signature": 3}'])
+def test_a_damaged_state_starts_again(tmp_path: Path, state: str) -> None:
+    (tmp_path / "p.jsonl.partial.json").write_text(state)
+    assert ResumablePredictions(tmp_path / "p.jsonl", LABELS).resume("signature") == 0

@@ -11,9 +11,10 @@ from llmcls.recipe.load import load_recipe, recipe_to_dict, recipe_to_yaml
 from tests.helpers import ROOT, refusal
 
 OVERRIDES: list[tuple[list[str], str]] = [
-    (["train.lr=1"], "command line: train.lr is not a key"),
+    (["train.lr=1"], "command line: train.lr is not a key; did you mean learning_rate?"),
     (["trian.batch_size=1"], "command line: trian is not a section of a recipe; did you mean train?"),
     (["batch_siz=1"], "command line: batch_siz is not a recipe key; did you mean batch_size?"),
+    (["epochs=3"], "command line: epochs is not a recipe key; did you mean num_train_epochs?"),
     (["batch_size"], "'batch_size' is not an override; write section.key=value"),
     (["exp.seeds=[1"], "the value of exp.seeds is not valid YAML"),
 ]
@@ -21,7 +22,8 @@ OVERRIDES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REUTERS_DIR", "somewhere")
+    for name in ("REUTERS_DIR", "BANKING77_DIR"):
+        monkeypatch.setenv(name, "somewhere")
     recipe = load_recipe(path)
     assert recipe.data.label_columns
     assert load_recipe(path, ["exp.seeds=[9]"]).exp.seeds == [9]
@@ -181,3 +183,21 @@ def test_a_token_on_the_command_line_is_hidden_and_warned_about(write_recipe, mo
 def test_a_token_can_be_taken_out_of_a_recipe_without_a_warning(write_recipe, log_lines) -> None:
     assert load_recipe(write_recipe(model__hf_token="hf_secret"), ["model.hf_token=null"]).model.hf_token is None
     assert log_lines == []
+
+
+def test_a_relative_file_is_looked_for_in_the_working_folder_and_then_beside_the_recipe(
+    write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    recipe = write_recipe(data__train_csv="sets/train.csv", data__val_csv="v.csv", data__test_csv="nowhere.csv")
+    (recipe.parent / "sets").mkdir()
+    (recipe.parent / "sets" / "train.csv").touch()
+    for folder in (here, recipe.parent):
+        (folder / "v.csv").touch()
+    data = load_recipe(recipe).data
+    assert data.train_csv == str(recipe.parent / "sets" / "train.csv")
+    assert (data.val_csv, data.test_csv) == ("v.csv", "nowhere.csv")
+    monkeypatch.chdir(recipe.parent)
+    assert load_recipe("recipe.yaml").data.train_csv == "sets/train.csv"

@@ -10,6 +10,7 @@ import numpy as np
 from llmcls.common.files import write_json, write_text
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split
+from llmcls.evaluation.calibration import Calibration, save_calibration
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import Evaluation, uncertainty
@@ -70,6 +71,7 @@ def write_run(
     write_json(run.labels, asdict(labels))
     thresholds = fixed_thresholds(len(labels.names))
     save_thresholds(run.thresholds, thresholds, labels.names)
+    save_calibration(run.calibration, Calibration())
     training = {"seconds": 2.0, "samples_per_second": 10.0, "tokens_per_second": 100.0, "loss": 0.2, "first_loss": 0.7}
     history = [
         {"step": 5, "train_loss": 0.7, "validation": {"loss": 0.6, "f1_micro": 0.5}},

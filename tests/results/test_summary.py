@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_thresholds_are_named_beside_the_values_at_one_half(experiment: Experime
     text = write_summary(experiment, runs_of(experiment, 0))
     assert "| f1_micro at 0.5 | 0.1234 |  | 0.1234 |" in text
     assert "Thresholds of seed 3: joint for f1_micro (f1_micro 0.7 in 5-fold, 0.6 at 0.5)" in text
+
+
+def test_the_name_of_a_data_set_is_no_markup(write_recipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(data__dataset_name="<img src=x onerror=alert(1)>"))
+    experiment = ExperimentFolder.of(recipe)
+    write_run(experiment.run(0), recipe, {"test": random_case(3)}, 3)
+    text = write_summary(experiment, runs_of(experiment, 0))
+    assert "<img" not in text
+    assert text.startswith("# tiny-llama / &#60;img src=x onerror=alert(1)&#62;\n")
 
 
 def test_one_seed_has_no_deviation(experiment: ExperimentFolder) -> None:

@@ -33,6 +33,12 @@ def test_plain_lines_and_empty_texts_are_classified(exported: Path, tmp_path: Pa
     assert all(0 <= p <= 1 for line in lines for p in line["probabilities"].values())
 
 
+def test_white_space_at_the_ends_of_a_text_changes_nothing(exported: Path) -> None:
+    model = Model(exported)
+    plain, spaced = model.probabilities(["A novel of cats", " A novel of cats \n"])
+    assert np.array_equal(plain, spaced)
+
+
 def test_rows_of_jsonl_keep_their_ids(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text(json.dumps({"id": 7, "text": "a\nb"}) + "\n" + json.dumps({"text": "c"}) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ import yaml
 from llmcls.common.user_error import UserError
 from llmcls.results.finished_runs import open_run
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.seal import reseal
 from llmcls.serving import export
 from llmcls.serving.export import ExportOptions, export_run, write_export
 from tests.conftest import Experiment
@@ -168,5 +169,6 @@ def test_what_cannot_travel_is_refused(
     section, _, name = key.partition(".")
     recipe[section][name] = value
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    reseal(RunFolder(trained.runs[0]), [file])
     with pytest.raises(UserError, match=sentence):
         export_run(open_run(RunFolder(trained.runs[0])), tmp_path / "out", ExportOptions())

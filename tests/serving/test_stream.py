@@ -60,6 +60,7 @@ def test_objects_are_rows_of_the_recipe(runs: list[FinishedRun]) -> None:
     rows = [{"uid": 7, "title": " A ", "description": "b"}, {"uid": "x", "title": None, "description": "c", "more": 1}]
     lines = "\n".join(json.dumps(row) for row in rows) + "\n\n"
     assert list(json_rows(io.BytesIO(lines.encode()), recipe)) == [("7", "A\nb"), ("x", "c")]
+    assert list(json_rows(io.BytesIO(b'{"title": "a", "description": ""}'), recipe)) == [("0", "a")]
     numbered: Recipe = replace(recipe, data=replace(recipe.data, id_column=None))
     assert [row_id for row_id, _ in json_rows(io.BytesIO(lines.encode()), numbered)] == ["0", "1"]
 

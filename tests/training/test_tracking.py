@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 import pytest
 
+from llmcls.common.signals import Interrupted
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
-from llmcls.training.tracking import RunLog, StepDisplay
+from llmcls.training.tracking import RunLog, StepDisplay, _drop_after
 from tests.helpers import read_lines, train
 
 
@@ -59,10 +59,44 @@ def test_tensorboard_gets_nested_numbers_by_name(write_recipe, tmp_path: Path) -
     assert [(e.step, e.value) for e in events.Scalars("test/per_class/books/f1")] == [(5, 0.25)]
 
 
-def test_wandb_that_is_not_installed_is_one_sentence(write_recipe, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"train\.report_to names wandb, which is not installed; run `pip install"):
-        RunLog(RunFolder(tmp_path), load_recipe(write_recipe(train__report_to=["wandb"])))
+def test_a_log_file_that_cannot_be_written_is_given_up_with_one_warning(
+    write_recipe, tmp_path: Path, log_lines
+) -> None:
+    run = RunFolder(tmp_path)
+    run.log.mkdir()
+    log = RunLog(run, load_recipe(write_recipe()))
+    log.write(1, "train", {"loss": 1.0})
+    log.close()
+    assert [line for line in log_lines if "log.txt cannot be written" in line]
+    assert len(read_lines(run.metrics_log)) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_a_log_file_on_a_full_disk_is_given_up_with_one_warning(write_recipe, tmp_path: Path, log_lines) -> None:
+    run, root = RunFolder(tmp_path), logging.getLogger("llmcls")
+    run.log.symlink_to("/dev/full")
+    log = RunLog(run, load_recipe(write_recipe()))
+    for i in range(3):
+        logging.getLogger("llmcls.training").info("line %d", i)
+    assert len([line for line in log_lines if "cannot be written any more" in line]) == 1
+    log.close()
+    assert not [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (UserError("outputs/last: the disk is full"), "outputs/last: the disk is full"),
+        (Interrupted("stopped by SIGTERM after step 3 of 9; saved"), "stopped by SIGTERM after step 3 of 9; saved"),
+        (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
+    ],
+    ids=["mistake", "signal", "bug"],
+)
+def test_the_log_says_why_a_run_ended(write_recipe, tmp_path: Path, capsys, error: Exception, text: str) -> None:
+    run = RunFolder(tmp_path)
+    RunLog(run, load_recipe(write_recipe())).close(error)
+    assert text in run.log.read_text(encoding="utf-8")
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_terminal_progress_is_log_lines(log_lines: list[str]) -> None:
@@ -72,3 +106,11 @@ def test_without_a_terminal_progress_is_log_lines(log_lines: list[str]) -> None:
     display.report(1, values, 61.0)
     display.close()
     assert log_lines == ["step 1/10  epoch 0.10  loss 0.5000  3.0 samples/s  100 tokens/s  lr 1.00e-03  1:01 left"]
+
+
+def test_the_lines_of_an_interrupted_end_are_dropped_as_damaged_ones_are(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 4, "split": "train", "loss": 1}', '{"step": 4, "split": "final_test", "loss": 1}', '{"step": 5']
+    path.write_text("\n".join([*lines, '{"a": {}', "\ufffd", '{"step": 8, "split": "train"}', "[]", ""]))
+    _drop_after(path, 4)
+    assert path.read_text() == lines[0] + "\n"

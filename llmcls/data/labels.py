@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from llmcls.common.files import read_json
 from llmcls.common.user_error import UserError
 from llmcls.data.label_cells import (
     TRUTH,
@@ -30,7 +27,7 @@ from llmcls.data.label_mismatch import (
     require_truth,
 )
 from llmcls.data.tables import cell_text, column_texts, require_columns
-from llmcls.recipe.schema import ProblemType, Recipe
+from llmcls.recipe.schema import Recipe
 
 
 @dataclass
@@ -86,31 +83,6 @@ class LabelSpace:
             return [[] for _ in self.names]
         index = {name: i for i, name in enumerate(self.names)}
         return [[index[a] for a in _ancestor_names(name, self.hierarchy) if a in index] for name in self.names]
-
-
-def read_label_space(path: Path) -> LabelSpace:
-    """The labels that a run saved.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or does not describe labels.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; restore it, or train the run again")
-    saved = read_json(path)
-    try:
-        labels = LabelSpace(**saved)
-    except TypeError:
-        raise UserError(f"{path} is damaged: it does not describe labels; restore it") from None
-    lists = [labels.names, labels.columns, [] if labels.class_values is None else labels.class_values]
-    texts = [labels.separator or "", labels.hierarchy or ""]
-    sound = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
-    sound = sound and all(isinstance(text, str) for text in texts)
-    sound = sound and labels.problem_type in typing.get_args(ProblemType) and bool(labels.names and labels.columns)
-    if not sound or len(set(labels.names)) != len(labels.names):
-        raise UserError(f"{path} is damaged: it does not describe labels; restore it")
-    return labels
 
 
 def add_ancestors(marks: np.ndarray, labels: LabelSpace) -> np.ndarray:

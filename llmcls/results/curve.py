@@ -9,7 +9,7 @@ import numpy as np
 
 from llmcls.common.files import write_json, write_text
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace, read_label_space
+from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.learning_curve import Estimate, Forecast, advice, drawn_means, forecast
 from llmcls.recipe.grid import Grid, tasks_of
 from llmcls.recipe.load import load_recipe
@@ -17,6 +17,7 @@ from llmcls.recipe.metric_names import in_words
 from llmcls.results.curve_picture import write_pictures
 from llmcls.results.predictions import read_decisions
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.saved_labels import read_label_space
 from llmcls.results.verdict import judged_metric
 
 # What the curve shows, and how it is called there. "model" is the fine-tuned one; the others are baselines.

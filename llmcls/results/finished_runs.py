@@ -11,7 +11,7 @@ import numpy as np
 
 from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace, read_label_space
+from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import uncertainty
@@ -29,6 +29,7 @@ from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import Recipe
 from llmcls.results.predictions import read_predictions, rewrite_decisions
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.saved_labels import read_label_space
 from llmcls.results.seal import require_intact, require_intact_labels, reseal
 
 

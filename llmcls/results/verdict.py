@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmcls.data.labels import read_label_space
 from llmcls.evaluation.bootstrap import interval_names
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
@@ -18,6 +17,7 @@ from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import judge
 from llmcls.results.predictions import read_decisions
 from llmcls.results.run_folder import PREDICTED_SPLITS, RunFolder
+from llmcls.results.saved_labels import read_label_space
 
 RESAMPLES = 1000
 # Baselines in words, the ones that are hardest to beat first.

@@ -115,7 +115,7 @@ def result_of(metric: str, candidates: list[Candidate], load: Callable[[Candidat
     )
     verdict = None
     if all("test" in run.predicted_splits() for of_one in (runs[plain.name], runs[best.name]) for run in of_one):
-        verdicts = compare(runs[plain.name], runs[best.name], "test", RESAMPLES, same=False).of_models
+        verdicts = compare(runs[plain.name], runs[best.name], "test", RESAMPLES, same=False).verdicts
         verdict = next((v for v in verdicts if v.metric == metric), verdicts[0])
         text += f" {_on_test(verdict)}"
     return Result(metric, means, best.name, best.changes, verdict, text)

@@ -143,7 +143,10 @@ def test_the_wrappers_are_one_line_that_calls_python() -> None:
     assert (LAUNCH / "run.cmd").read_bytes() == b'@python "%~dp0run.py" %*\r\n'
     script = (LAUNCH / "run.sh").read_text(encoding="utf-8")
     assert script == '#!/bin/sh\nexec "${PYTHON:-python3}" "$(dirname "$0")/run.py" "$@"\n'
-    done = subprocess.run(["sh", LAUNCH / "run.sh", "train", "none.yaml"], capture_output=True, text=True, cwd=ROOT)
+    # Python of the tests: another one would first set up an environment.
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["sh", LAUNCH / "run.sh", "train", "none.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna.distributions import CategoricalDistribution
@@ -77,5 +78,5 @@ def test_the_words_say_whether_the_gain_holds_on_test(write_recipe, tmp_path, mo
     made, load = candidates(tmp_path, write_recipe, {"the recipe": [0.5], "trial 1": [0.6]})
     monkeypatch.setattr("llmcls.results.run_folder.RunFolder.predicted_splits", lambda _: ["validation", "test"])
     verdict = Verdict("f1_micro", 0.5, 0.6, 0.05, 0.15, 0.01, word)
-    monkeypatch.setattr(finalists, "compare", lambda *_, **__: ([verdict], 10))
+    monkeypatch.setattr(finalists, "compare", lambda *_, **__: SimpleNamespace(verdicts=[verdict]))
     assert sentence in result_of("f1_micro", made, load).sentence

@@ -61,11 +61,20 @@ def test_a_folder_that_holds_no_run_is_never_removed(write_recipe: Any) -> None:
 def test_a_damaged_recipe_in_the_folder_is_one_sentence_and_nothing_is_removed(write_recipe: Any, text: str) -> None:
     recipe = load_recipe(write_recipe(exp__overwrite=True))
     run = ExperimentFolder.of(recipe).run(0)
-    run.path.mkdir(parents=True)
+    run.last_checkpoint.mkdir(parents=True)
     run.recipe.write_text(text)
     with pytest.raises(UserError, match=r"recipe\.yaml is damaged, .* move .*run_0 away"):
         claim_run_folder(run, recipe, 1, Accelerator(cpu=True))
     assert run.recipe.read_text() == text
+
+
+def test_a_run_that_saved_nothing_is_in_nobodys_way(write_recipe: Any) -> None:
+    recipe = load_recipe(write_recipe())
+    run = ExperimentFolder.of(recipe).run(0)
+    claim_run_folder(run, recipe, 1, Accelerator(cpu=True))
+    other = replace(recipe, train=replace(recipe.train, learning_rate=5e-3))
+    claim_run_folder(run, other, 1, Accelerator(cpu=True))
+    assert load_recipe(run.recipe).train.learning_rate == 5e-3
 
 
 def test_a_replacement_that_is_killed_leaves_no_mixture_of_two_runs(write_recipe: Any, monkeypatch: Any) -> None:
@@ -128,6 +137,7 @@ def test_another_recipe_is_refused_unless_it_may_overwrite(write_recipe: Any, tm
     recipe = load_recipe(write_recipe())
     run = ExperimentFolder.of(recipe).run(0)
     claim_run_folder(run, recipe, 1, Accelerator(cpu=True))
+    run.last_checkpoint.mkdir(parents=True)
     kept = run.path / "kept.txt"
     kept.write_text("written before")
     other = replace(recipe, train=replace(recipe.train, learning_rate=5e-3))

@@ -6,13 +6,11 @@ recipe, profile, seeds, grid (recipe key to list of values), and optionally over
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from llmcls.common.command import command_parser, run_command
 from llmcls.common.user_error import UserError
 from llmcls.recipe.grid import load_grid, tasks_of
 from llmcls.recipe.load import load_recipe
+from llmcls.results.sweep_summary import write_sweep_summary
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,9 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         limit = [f"--array=0-{len(tasks) - 1}%{grid.at_once}"] if grid.at_once else []
         print("".join(f"{option}\n" for option in [*grid.sbatch, *limit]), end="")
     else:
-        # Found by name when it is needed: it imports torch, which takes seconds, and job scripts ask the rest.
-        module: Any = importlib.import_module("llmcls.results.sweep_summary")
-        print(module.write_sweep_summary(grid))
+        print(write_sweep_summary(grid))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_text
-from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
 from llmcls.recipe.schema import Recipe
 from llmcls.recipe.shareable import without_paths
@@ -22,6 +21,7 @@ from llmcls.results.report_page import render
 from llmcls.results.report_source import Source, read_seed
 from llmcls.results.report_texts import texts_to_look_at
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.saved_labels import read_label_space
 from llmcls.results.seal import reseal
 from llmcls.results.verdict import verdict_on
 
@@ -37,7 +37,7 @@ def write_report(run: RunFolder, recipe: Recipe, metrics: dict[str, Any]) -> Non
     metrics : dict
         The content of metrics.json.
     """
-    labels = LabelSpace(**read_json(run.labels))
+    labels = read_label_space(run.labels)
     write_text(run.report, _page(Source(recipe, labels, [read_seed(run, metrics)])))
 
 

@@ -251,9 +251,8 @@ def heat_map(matrix: np.ndarray, names: list[str]) -> Markup:
             f"<title>{said}</title></rect>"
         )
         if count <= 12:
-            ink = "deep" if depth > 0.55 else "plain"
             place = f'x="{edge + (column + 0.5) * cell}" y="{edge + (row + 0.5) * cell + 4}" text-anchor="middle"'
-            parts.append(f'<text class="{ink}" {place}>{rows}</text>')
+            parts.append(f'<text class="count" {place}>{rows}</text>')
     total, correct = int(matrix.sum()), int(np.trace(matrix))
     words = f"Confusion matrix of {count} classes: {correct} of {total} rows are on the diagonal, which is right."
     width = edge + side + 4

@@ -16,6 +16,8 @@ from llmcls.results.report_source import SeedResult, Source
 # Labels with a curve of their own, and classes of a heat map.
 SHOWN_CURVES = 12
 SHOWN_CLASSES = 100
+# Rows times labels of a curve. With more, it is drawn from some of the rows, and says so.
+MOST_CELLS = 10_000_000
 
 
 def curves(source: Source) -> list[Markup]:
@@ -82,20 +84,31 @@ def quality(source: Source) -> dict[str, Any]:
 def _precision_recall(source: Source, true: np.ndarray) -> Markup:
     """Precision over recall of each seed: of the positive class, or of all decisions."""
     lines, dots = [], []
+    counted = slice(1, 2) if source.labels.binary else slice(None)
     for number, (seed, found) in enumerate(zip(source.seeds, source.predictions, strict=True)):
         marks = found.true_marks(source.labels)
-        cells = (marks[:, 1], found.probabilities[:, 1], found.predicted[:, 1])
-        if not source.labels.binary:
-            cells = (marks.ravel(), found.probabilities.ravel(), found.predicted.ravel())
-        of, scores, predicted = cells
+        of, scores, predicted = (m[:, counted] for m in (marks, found.probabilities, found.predicted))
         name = f"seed {seed.seed}" if len(source.seeds) > 1 else "by probability"
-        lines.append(Line(name, precision_recall(of, scores), number))
-        hits = int((of & predicted).sum())
+        points = precision_recall(of[:: _stride(source)].ravel(), scores[:: _stride(source)].ravel())
+        lines.append(Line(name, points, number))
         if of.any() and predicted.any():
+            hits = int((of & predicted).sum())
             here = [(hits / int(of.sum()), hits / int(predicted.sum()))]
             dots.append(Line("decisions", here, number, marked=True, joined=False))
-    what = source.labels.names[1] if source.labels.binary else "all labels together"
+    what = (source.labels.names[1] if source.labels.binary else "all labels together") + _of_some(source)
     return line_chart(lines + dots, Axes(f"Precision over recall, {what}", "recall", "precision", whole=True))
+
+
+def _stride(source: Source) -> int:
+    """Every which row the curves of all labels are drawn from: 1 for all, 2 for every second."""
+    rows, labels = source.predictions[0].probabilities.shape
+    return max(1, -(-rows * labels // MOST_CELLS))
+
+
+def _of_some(source: Source) -> str:
+    """A remark on curves that are not drawn from all rows."""
+    rows, stride = len(source.predictions[0]), _stride(source)
+    return "" if stride == 1 else f", {len(range(0, rows, stride)):,} of {rows:,} texts"
 
 
 def _of_labels(source: Source, true: np.ndarray) -> list[Markup]:
@@ -117,12 +130,15 @@ def _calibration(source: Source) -> Markup:
     """Predicted probability against observed frequency, for each seed."""
     lines = []
     for number, (seed, found) in enumerate(zip(source.seeds, source.predictions, strict=True)):
-        marks = found.true_marks(source.labels)
-        bins = reliability(found.probabilities, marks, source.labels.multi_label)
+        marks = found.true_marks(source.labels)[:: _stride(source)]
+        bins = reliability(found.probabilities[:: _stride(source)], marks, source.labels.multi_label)
         name = f"seed {seed.seed}"
         lines.append(Line(name, [(b.predicted, b.observed) for b in bins], number, marked=True))
     return line_chart(
-        lines, Axes("Calibration", "predicted probability", "observed frequency", whole=True, diagonal=True)
+        lines,
+        Axes(
+            f"Calibration{_of_some(source)}", "predicted probability", "observed frequency", whole=True, diagonal=True
+        ),
     )
 
 

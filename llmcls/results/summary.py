@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
-from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import POSITIVE_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
@@ -15,6 +14,7 @@ from llmcls.results.markdown import escaped
 from llmcls.results.next_steps import next_steps
 from llmcls.results.report_source import Source, read_seed
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.results.saved_labels import read_label_space
 from llmcls.results.verdict import verdict_on
 
 SUMMARY_METRICS = (
@@ -51,7 +51,7 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
         at_half = _over_seeds([r.get("at_half", {}).get(split, {}) for r in results], AT_HALF_METRICS)
         summary[split] |= {f"{name} at 0.5": entry for name, entry in at_half.items()}
     summary["training"] = [r["training"] for r in results]
-    labels = LabelSpace(**read_json(runs[0].labels))
+    labels = read_label_space(runs[0].labels)
     source = Source(recipe, labels, [read_seed(run, found) for run, found in zip(runs, results, strict=True)])
     summary["intervals"] = {"split": source.splits[-1], **source.intervals} if source.intervals else None
     verdict = verdict_on(runs)

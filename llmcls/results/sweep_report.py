@@ -7,29 +7,31 @@ from typing import Any
 
 from llmcls.common.files import write_text
 from llmcls.recipe.defaults import selection_metric
+from llmcls.recipe.grid import Grid
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import in_words, metric_direction
-from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import compare
 from llmcls.results.report_page import render
 from llmcls.results.report_source import mean_of
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.sweep_summary import ranked_combinations, shown_value, sweep_file
 from llmcls.results.verdict import RESAMPLES, judged_metric
 
 
-def write_sweep_report(path: Path, name: str, recipe: Recipe, ranked: list[dict[str, Any]]) -> None:
-    """Write a sweep as a page that needs no other file.
+def write_sweep_report(grid: Grid) -> Path:
+    """Write a sweep as ``sweep-<grid>.html``, a page that needs no other file, to the output root of the recipe.
 
     Parameters
     ----------
-    path : Path
-    name : str
-        Of the sweep.
-    recipe : Recipe
-        What all runs have in common.
-    ranked : list of dict
-        The combinations, the best one first, with "values", "seeds", "missing", "validation", "test" and "folders".
+    grid : Grid
+
+    Returns
+    -------
+    Path
+        The page.
     """
+    recipe, ranked = load_recipe(grid.recipe, grid.overrides), ranked_combinations(grid)
+    path, name = sweep_file(grid).with_suffix(".html"), Path(grid.source).stem
     metric = selection_metric(recipe)
     keys = list(ranked[0]["values"]) if ranked else []
     ran = [entry for entry in ranked if entry["seeds"]]
@@ -63,13 +65,7 @@ def write_sweep_report(path: Path, name: str, recipe: Recipe, ranked: list[dict[
         with_test=split == "validation" and any(entry["test"] for entry in ran),
     )
     write_text(path, page)
-
-
-def shown_value(value: Any) -> str:
-    """A value of the grid; keys that change together with their names."""
-    if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in value.items())
+    return path
 
 
 def _verdict(ran: list[dict[str, Any]], metric: str, split: str) -> str:

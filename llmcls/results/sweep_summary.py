@@ -13,14 +13,50 @@ from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import ExperimentFolder
-from llmcls.results.sweep_report import shown_value, write_sweep_report
+
+
+def ranked_combinations(grid: Grid) -> list[dict[str, Any]]:
+    """The combinations of a sweep, the best one first.
+
+    They are ranked by the metric of the recipe on validation, and on test only if the recipe has no validation file.
+
+    Returns
+    -------
+    list of dict
+        "values" by recipe key, "seeds" that are finished and "missing" ones, the "folders" of the finished runs, and
+        the metric of each on "validation" and "test".
+    """
+    common = load_recipe(grid.recipe, grid.overrides)
+    metric = selection_metric(common)
+    combinations: dict[str, dict[str, Any]] = {}
+    for task in tasks_of(grid):
+        entry = combinations.setdefault(
+            repr(task.values),
+            {"values": task.values, "validation": [], "test": [], "seeds": [], "missing": [], "folders": []},
+        )
+        run = ExperimentFolder.of(load_recipe(grid.recipe, task.overrides)).run(0)
+        if not run.metrics.exists():
+            entry["missing"].append(task.seed)
+            continue
+        metrics = read_json(run.metrics)
+        entry["seeds"].append(task.seed)
+        entry["folders"].append(str(run.path))
+        for split in ("validation", "test"):
+            if split in metrics:
+                entry[split].append(metrics[split][metric])
+    return sorted(combinations.values(), key=lambda e: _rank(e, common))
+
+
+def sweep_file(grid: Grid) -> Path:
+    """Where the results of a sweep are written, without a suffix: in the output root of its recipe."""
+    return Path(load_recipe(grid.recipe, grid.overrides).exp.output_root) / f"sweep-{Path(grid.source).stem}"
 
 
 def write_sweep_summary(grid: Grid) -> str:
-    """Write ``sweep-<grid>.md``, ``sweep-<grid>.json`` and ``sweep-<grid>.html`` to the output root of the recipe.
+    """Write ``sweep-<grid>.md`` and ``sweep-<grid>.json`` to the output root of the recipe.
 
     The table has the mean and the sample standard deviation over the seeds of each combination, the best combination
-    first. Combinations are ranked by validation, and by test only if the recipe has no validation file.
+    first.
 
     Parameters
     ----------
@@ -31,27 +67,7 @@ def write_sweep_summary(grid: Grid) -> str:
     str
         The table.
     """
-    common = load_recipe(grid.recipe, grid.overrides)
-    metric = selection_metric(common)
-    combinations: dict[str, dict[str, Any]] = {}
-    for task in tasks_of(grid):
-        entry = combinations.setdefault(
-            repr(task.values),
-            {"values": task.values, "validation": [], "test": [], "seeds": [], "missing": [], "folders": []},
-        )
-        recipe = load_recipe(grid.recipe, task.overrides)
-        run = ExperimentFolder.of(recipe).run(0)
-        file = run.metrics
-        if not file.exists():
-            entry["missing"].append(task.seed)
-            continue
-        metrics = read_json(file)
-        entry["seeds"].append(task.seed)
-        entry["folders"].append(str(run.path))
-        for split in ("validation", "test"):
-            if split in metrics:
-                entry[split].append(metrics[split][metric])
-    ranked = sorted(combinations.values(), key=lambda e: _rank(e, common))
+    metric, ranked = selection_metric(load_recipe(grid.recipe, grid.overrides)), ranked_combinations(grid)
     keys = list(grid.grid)
     lines = [
         f"# sweep {Path(grid.source).stem}: {metric}",
@@ -64,11 +80,17 @@ def write_sweep_summary(grid: Grid) -> str:
         cells += [_mean(entry["validation"]), _mean(entry["test"]), ", ".join(f"seed {s}" for s in entry["missing"])]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
-    file = Path(common.exp.output_root) / f"sweep-{Path(grid.source).stem}"
+    file = sweep_file(grid)
     write_text(file.with_suffix(".md"), text)
     write_json(file.with_suffix(".json"), {"metric": metric, "combinations": ranked})
-    write_sweep_report(file.with_suffix(".html"), Path(grid.source).stem, common, ranked)
     return text
+
+
+def shown_value(value: Any) -> str:
+    """A value of the grid as text; keys that change together with their names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in value.items())
 
 
 def _rank(entry: dict[str, Any], recipe: Recipe) -> float:

@@ -13,8 +13,8 @@ from llmcls.engine.accelerator import sum_over_ranks
 from llmcls.evaluation.not_finite import advice
 from llmcls.training.checkpoints import Interval, Progress
 from llmcls.training.optimizer import learning_rate_factor
+from llmcls.training.progress_bar import StepDisplay
 from llmcls.training.setup import TrainingSetup
-from llmcls.training.tracking import StepDisplay
 
 # How late a rank may react to a signal of another one.
 SECONDS_BETWEEN_SIGNALS = 2.0
@@ -37,11 +37,14 @@ class LoggingInterval:
         # Apple's GPUs have no float64.
         self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         self._own = Interval()
+        # Rows whose losses this rank has.
+        self._own_rows = 0
         self._since = time.perf_counter()
 
-    def add(self, step: Step, loss_sum: torch.Tensor) -> None:
-        """Count one optimizer step."""
+    def add(self, step: Step, loss_sum: torch.Tensor, own_rows: int) -> None:
+        """Count one optimizer step, of which this rank computed ``own_rows``."""
         self._loss += loss_sum
+        self._own_rows += own_rows
         self._own.steps += 1
         self._own.loss_rows += step.rows
         self._own.rows += step.rows
@@ -65,6 +68,15 @@ class LoggingInterval:
     def resume(self) -> None:
         """Start the clock again."""
         self._since = time.perf_counter()
+
+    def so_far(self) -> dict[str, float]:
+        """Loss and speed since the last `settle`, as this rank knows them; waits for its device only."""
+        if not self._own_rows:
+            return {}
+        loss = float(self._loss) / self._own_rows
+        seconds = self._own.seconds + time.perf_counter() - self._since
+        speeds = {"samples_per_second": self._own.rows / seconds, "tokens_per_second": self._own.tokens / seconds}
+        return {"loss": loss, **speeds}
 
     def settle(self, setup: TrainingSetup) -> None:
         """Sum over ranks, and move all to ``progress``. Collective."""
@@ -93,7 +105,7 @@ class LoggingInterval:
         open_line.seconds += seconds
         open_line.largest_norm = max(open_line.largest_norm, own.largest_norm)
         self._loss.zero_()
-        self._own = Interval()
+        self._own, self._own_rows = Interval(), 0
 
     def report(self, setup: TrainingSetup, display: StepDisplay, per_epoch: int) -> None:
         """Settle, show, record, and start a new interval. Collective.
@@ -124,6 +136,5 @@ class LoggingInterval:
             "tokens_per_second": line.tokens / line.seconds,
         }
         progress.interval = Interval()
-        seconds_left = (setup.total_steps - progress.step) * progress.seconds / progress.step
-        display.report(progress.step, values, seconds_left)
+        display.report(progress.step, values, progress.seconds)
         setup.record(progress.step, "train", values)

@@ -28,10 +28,10 @@ from llmcls.training.checkpoints import Progress
 from llmcls.training.finite import GradientWatch, Taken, gradient_norm, step_if_finite
 from llmcls.training.interval import LoggingInterval
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
+from llmcls.training.progress_bar import Course, StepDisplay
 from llmcls.training.selection import Validation, judge, validate, warn_if_constant
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.timed_checkpoints import TimedCheckpoints
-from llmcls.training.tracking import StepDisplay
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
         If too many gradients are not numbers.
     """
     per_epoch = steps_per_epoch(len(setup.train_split), setup.global_batch_size)
-    display = StepDisplay(setup.total_steps, progress.step, setup.accelerator.is_main_process)
+    display = StepDisplay(_course(setup, progress, per_epoch), setup.accelerator.is_main_process)
+    display.best(progress.best_value, progress.best_step)
     interval, timed = LoggingInterval(progress, setup.accelerator.device), TimedCheckpoints(setup)
     watch, alone = GradientWatch(setup, progress, interval), setup.accelerator.num_processes == 1
     model.train()
@@ -61,7 +62,7 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                 for step, batches in steps:
                     taken = optimizer_step(setup, model, optimizer, step, batches, progress.step)
                     progress.step += 1
-                    interval.add(step, taken.loss_sum)
+                    interval.add(step, taken.loss_sum, sum(len(batch.rows) for batch in batches))
                     watch.add(progress.step, step, taken)
                     progress.step_in_epoch += 1
                     if not shards_checked:
@@ -72,7 +73,7 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                     epoch_done = progress.step_in_epoch == per_epoch
                     if epoch_done:
                         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-                    display.advance()
+                    display.advance(progress.step, interval.so_far)
                     last = progress.step == setup.total_steps
                     every = setup.recipe.train.eval_steps
                     evaluating = (progress.step % every == 0 if every else epoch_done) or last
@@ -87,9 +88,12 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
                     if evaluating or stopping or saving:
                         interval.settle(setup)
                         interval.pause()
-                        if evaluating and _is_best(setup, scorer, progress):
-                            keep = setup.recipe.train.save_total_limit
-                            save_best(setup.folder, setup.accelerator, model, keep, progress.step)
+                        if evaluating:
+                            with display.evaluating():
+                                if _is_best(setup, scorer, progress):
+                                    keep = setup.recipe.train.save_total_limit
+                                    save_best(setup.folder, setup.accelerator, model, keep, progress.step)
+                            display.best(progress.best_value, progress.best_step)
                         save = timed.save_now if evaluating or stopping else timed.save
                         save(model, optimizer, progress)
                         interval.resume()
@@ -178,6 +182,18 @@ def optimizer_step(
     loss_sum = step_if_finite(accelerator, optimizer, norm, loss_sum)
     optimizer.zero_grad()
     return Taken(loss_sum, norm, all_losses)
+
+
+def _course(setup: TrainingSetup, progress: Progress, per_epoch: int) -> Course:
+    """What the run has before it, for its display."""
+    return Course(
+        total_steps=setup.total_steps,
+        done=progress.step,
+        evaluation_every=setup.recipe.train.eval_steps or per_epoch,
+        evaluation_rows=len(setup.validation_split) if setup.validation_split is not None else 0,
+        metric=selection_metric(setup.recipe),
+        device=setup.accelerator.device,
+    )
 
 
 def _is_best(setup: TrainingSetup, scorer: Scorer, progress: Progress) -> bool:

@@ -52,3 +52,12 @@ def test_of_very_many_classes_those_with_mistakes_are_shown(write_recipe, tmp_pa
     assert (found["shown"], found["of"]) == (report_plots.SHOWN_CLASSES, 150)
     assert "n120, predicted n130: 1 rows" in found["picture"]
     assert len(re.findall('class="cell', found["picture"])) == 100
+
+
+def test_curves_of_very_many_predictions_are_drawn_from_some(write_recipe, tmp_path: Path, monkeypatch) -> None:
+    recipe = load_recipe(write_recipe())
+    run = write_run(RunFolder(tmp_path / "run_0"), recipe, {"test": random_case(0)})
+    monkeypatch.setattr(report_plots, "MOST_CELLS", 100)
+    found = report_plots.quality(Source(recipe, MULTI, [read_seed(run)]))
+    assert "all labels together, 50 of 200 texts" in found["precision_recall"]
+    assert "Calibration, 50 of 200 texts" in found["calibration"]

@@ -7,14 +7,16 @@ import pytest
 from llmcls.common.files import write_json
 from llmcls.recipe.grid import load_grid, tasks_of
 from llmcls.recipe.load import load_recipe
+from llmcls.report import main
 from llmcls.results.run_folder import ExperimentFolder
+from llmcls.results.sweep_report import write_sweep_report
 from llmcls.results.sweep_summary import write_sweep_summary
 from tests.helpers import read_json
 from tests.results.helpers import random_case, write_run
 from tests.results.page import read_page
 
 
-def test_combinations_are_ranked_and_the_lead_is_judged(write_grid, tmp_path: Path) -> None:
+def test_combinations_are_ranked_and_the_lead_is_judged(write_grid, tmp_path: Path, capsys) -> None:
     grid = load_grid(write_grid(grid={"train.learning_rate": [1e-4, 2e-4]}))
     for task in tasks_of(grid):
         recipe = load_recipe(grid.recipe, task.overrides)
@@ -22,6 +24,8 @@ def test_combinations_are_ranked_and_the_lead_is_judged(write_grid, tmp_path: Pa
         case = random_case(task.seed, noise=noise)
         write_run(ExperimentFolder.of(recipe).run(0), recipe, {"validation": case, "test": case}, seed=task.seed)
     write_sweep_summary(grid)
+    main([grid.source])
+    assert f"report of the sweep: {tmp_path / 'outputs' / 'sweep-grid.html'}" in capsys.readouterr().out
     root = read_page(tmp_path / "outputs" / "sweep-grid.html")
     verdict = root.one("p", class_="verdict").text
     assert verdict.startswith("learning_rate 0.0002 leads with micro-F1 0.")
@@ -34,13 +38,12 @@ def test_combinations_are_ranked_and_the_lead_is_judged(write_grid, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("finished", "sentence"), [(0, "No run is finished yet."), (1, "learning_rate 0.0001 leads")])
-def test_an_unfinished_sweep_says_what_is_missing(write_grid, tmp_path: Path, finished: int, sentence: str) -> None:
+def test_an_unfinished_sweep_says_what_is_missing(write_grid, finished: int, sentence: str) -> None:
     grid = load_grid(write_grid(grid={"train.learning_rate": [1e-4, 2e-4]}))
     for task in tasks_of(grid)[:finished]:
         run = ExperimentFolder.of(load_recipe(grid.recipe, task.overrides)).run(0)
         write_json(run.metrics, {"validation": {"f1_micro": 0.5}})
-    write_sweep_summary(grid)
-    root = read_page(tmp_path / "outputs" / "sweep-grid.html")
+    root = read_page(write_sweep_report(grid))
     assert root.one("p", class_="verdict").text.startswith(sentence)
     assert f"{4 - finished} not finished" in root.one("ul", class_="facts").text
     assert "missing" in root.one("table").text

@@ -117,10 +117,13 @@ class Soak:
     root : Path
         Empty.
     seed : int
+    by_time : float
+        Share of the hits that come at a random moment, with a random signal; the others at a file operation.
     """
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, by_time: float = 0.6) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        self.by_time = by_time
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
         sys.modules["datasets"].config.HF_DATASETS_CACHE = root / "cache"
@@ -135,7 +138,7 @@ class Soak:
         write_data(data, 7, {"train": 96, "validation": 40, "test": 61})
         values = small_recipe(model, data, self.root / "outputs")
         values["train"] |= {
-            "num_train_epochs": 3, "eval_steps": 4, "logging_steps": 3, "save_minutes": 1e-4, "save_total_limit": 3,
+            "num_train_epochs": 2, "eval_steps": 4, "logging_steps": 3, "save_minutes": 1e-4, "save_total_limit": 3,
             "thresholds": "global", "train_metrics_rows": 0,
         }  # fmt: skip
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -213,7 +216,7 @@ class Soak:
         """Start a work and hit it; whether it ended before."""
         chosen = self.random.choice(SIGNALS)
         target = self.random.choice(["launcher", "rank"]) if work.ranks else "process"
-        if self.random.random() < 0.4:
+        if self.random.random() >= self.by_time:
             operation = self.random.randrange(self._operations[work.name])
             process, kind = self.start(work, name, operation), "SIGKILL at a file operation"
             code = self._end(process, work, name)

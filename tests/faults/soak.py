@@ -2,10 +2,10 @@
 
     python -m tests.faults.soak --minutes 60
 
-Each work (a training on one process, one on two under torch's launcher, a prediction) is done once without trouble.
-Then it is done again and again in a new folder, hit until it ends, and compared: weights, decisions, metrics, log lines
-and predictions must be equal byte for byte, and no file may be left over. The heavy libraries are imported once; every
-process is a fork, so that a kill costs little.
+Each work (a training on one process, one on two for each engine under torch's launcher, a prediction) is done once
+without trouble. Then it is done again and again in a new folder, hit until it ends, and compared: weights, decisions,
+metrics, log lines and predictions must be equal byte for byte, and no file may be left over. The heavy libraries are
+imported once; every process is a fork, so that a kill costs little.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import ctypes
+import importlib
 import json
 import os
 import random
@@ -30,6 +31,8 @@ from typing import Any
 
 import psutil
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 import llmcls.predict
 import llmcls.train
@@ -37,13 +40,16 @@ from llmcls.common import signals
 from llmcls.common.command import run_command
 from llmcls.common.signals import EXIT_INTERRUPTED
 from llmcls.datasets.products import make_corpus, write_data
+from llmcls.engine.accelerator import REHEARSAL
 from llmcls.evaluation import scoring
 from llmcls.model.tiny import write_tiny_llama
 from llmcls.prediction import resumable_predictions
+from llmcls.rehearsal.cpu_stand_in import stand_in_for_gpus
 from llmcls.results import predictions
 from llmcls.training import interval, timed_checkpoints
 from tests.conftest import small_recipe
 from tests.faults.kills import count_operations, kill_this_process_at
+from tests.helpers import ROOT
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 # A process that takes longer to end hangs. Ranks notice within a second that their launcher is gone.
@@ -61,14 +67,23 @@ class Work:
     ranks : int
         0 for a process without a launcher.
     predicts : bool
+    profile : str
+        Of `accel_configs`, for an engine on CPU processes, as in a rehearsal.
     """
 
     name: str
     ranks: int = 0
     predicts: bool = False
+    profile: str = ""
 
 
-WORKS = (Work("training, one process"), Work("training, two ranks", 2), Work("prediction", 0, True))
+WORKS = (
+    Work("training, one process"),
+    Work("training, DDP", 2),
+    Work("prediction", 0, True),
+    Work("training, FSDP2", 2, profile="fsdp"),
+    Work("training, ZeRO-2", 2, profile="zero2"),
+)
 
 
 @dataclass
@@ -102,10 +117,13 @@ class Soak:
     root : Path
         Empty.
     seed : int
+    by_time : float
+        Share of the hits that come at a random moment, with a random signal; the others at a file operation.
     """
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, by_time: float = 0.6) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        self.by_time = by_time
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
         sys.modules["datasets"].config.HF_DATASETS_CACHE = root / "cache"
@@ -120,14 +138,14 @@ class Soak:
         write_data(data, 7, {"train": 96, "validation": 40, "test": 61})
         values = small_recipe(model, data, self.root / "outputs")
         values["train"] |= {
-            "num_train_epochs": 3, "eval_steps": 4, "logging_steps": 3, "save_minutes": 1e-4, "save_total_limit": 3,
+            "num_train_epochs": 2, "eval_steps": 4, "logging_steps": 3, "save_minutes": 1e-4, "save_total_limit": 3,
             "thresholds": "global", "train_metrics_rows": 0,
         }  # fmt: skip
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def folder(self, work: Work, name: str) -> Path:
         """What a work writes to."""
-        return self.root / "outputs" / "tiny" / "products" / f"{name}-{work.ranks}-{int(work.predicts)}"
+        return self.root / "outputs" / "tiny" / "products" / f"{name}-{work.ranks}-{int(work.predicts)}{work.profile}"
 
     def start(self, work: Work, name: str, operation: int | None = None) -> int:
         """Start a work in a session of its own; returns its process number."""
@@ -153,10 +171,12 @@ class Soak:
             if operation is not None and os.environ["RANK"] == str(operation % work.ranks):
                 kill_this_process_at(operation)
             become_a_command()
+            if work.profile:
+                stand_in_for_gpus()
             run_command(lambda: main(arguments))
 
         log = self.root / f"{folder.name}.txt"
-        return fork((lambda: _launch(rank, work.ranks)) if work.ranks else alone, log)
+        return fork((lambda: _launch(rank, work)) if work.ranks else alone, log)
 
     def reference(self, work: Work) -> None:
         """Do a work without trouble, and note the result, the file operations and the time."""
@@ -196,7 +216,7 @@ class Soak:
         """Start a work and hit it; whether it ended before."""
         chosen = self.random.choice(SIGNALS)
         target = self.random.choice(["launcher", "rank"]) if work.ranks else "process"
-        if self.random.random() < 0.4:
+        if self.random.random() >= self.by_time:
             operation = self.random.randrange(self._operations[work.name])
             process, kind = self.start(work, name, operation), "SIGKILL at a file operation"
             code = self._end(process, work, name)
@@ -286,13 +306,21 @@ def become_a_command() -> None:
     timed_checkpoints.LARGEST_SHARE = 1e9
 
 
-def _launch(rank: Callable[[], None], ranks: int) -> None:
+def _launch(rank: Callable[[], None], work: Work) -> None:
     """What `accelerate launch` does: torch's launcher, here with forks."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    profile = ["--config_file", str(ROOT / "accel_configs" / f"{work.profile or 'cpu'}.yaml")]
+    parsed = launch_command_parser().parse_args([*profile, "--num_processes", str(work.ranks), "train.py"])
+    parsed, defaults, _ = _validate_launch_command(parsed)
+    # As `accelerate launch` does next.
+    parsed.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config or [])
+    by_deepspeed = parsed.use_deepspeed
+    os.environ |= prepare_deepspeed_cmd_env(parsed)[1] if by_deepspeed else prepare_multi_gpu_env(parsed)
+    if work.profile:
+        os.environ[REHEARSAL] = "1"
     config = LaunchConfig(
-        1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()), max_restarts=0,
+        1, 1, work.ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()), max_restarts=0,
         start_method="fork",
     )  # fmt: skip
     elastic_launch(config, rank)()
@@ -390,13 +418,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kills and signals at random moments; all results must be the same.")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="parts of the names of the works to hit (default: all)")
     parser.add_argument("--folder", help="where to work; it is kept (default: a temporary one, kept after a problem)")
     arguments = parser.parse_args()
     root = Path(arguments.folder or tempfile.mkdtemp(prefix="llmcls-soak-"))
-    root.mkdir(parents=True, exist_ok=True)
+    works = [work for work in WORKS if not arguments.only or any(part in work.name for part in arguments.only)]
+    if any("zero" in work.profile for work in works):
+        # Once for all forks; it takes seconds.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        importlib.import_module("deepspeed")
     soak, deadline, number = Soak(root, arguments.seed), time.monotonic() + 60 * arguments.minutes, 0
     while time.monotonic() < deadline:
-        work = WORKS[number % len(WORKS)]
+        work = works[number % len(works)]
         soak.once(work, number, hits=6, most=deadline)
         number += 1
     print(soak.tally.table())

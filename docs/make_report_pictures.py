@@ -30,6 +30,7 @@ from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split
 from llmcls.datasets.products import TOPICS, write_data
 from llmcls.evaluation.baseline_store import Baseline
+from llmcls.evaluation.calibration import Calibration, save_calibration
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import Evaluation, uncertainty
@@ -227,6 +228,7 @@ def write_run(run: RunFolder, recipe: Recipe, sample: Sample, seed: int) -> RunF
     if labels.multi_label or labels.binary:
         thresholds = tune_thresholds(probabilities["validation"], marks["validation"], labels, Tuning.of(own.train))
     save_thresholds(run.thresholds, thresholds, names)
+    save_calibration(run.calibration, Calibration())
     metrics: dict[str, Any] = {
         "seed": seed, "steps": 480, "best_step": 360, "epochs": 4, "labels": names, "at_half": {}, "data": {},
         "training": {"seconds": 1260.0 + 40 * seed, "samples_per_second": 212.4, "tokens_per_second": 30120.0,

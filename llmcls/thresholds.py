@@ -64,12 +64,12 @@ def _changes(run: FinishedRun, retuned: Retuned) -> list[str]:
     for name, before_it, value in zip(run.labels.names, stored, new.values, strict=True):
         lines.append(f"  {name:{width}}  {before_it}  {value:.4f}")
     lines.append(
-        f"rule      {_rule(old) if old else 'unknown'} -> {_rule(new)}{f' ({new.reason})' if new.reason else ''}"
+        f"rule        {_rule(old) if old else 'unknown'} -> {_rule(new)}{f' ({new.reason})' if new.reason else ''}"
     )
     shown = headline(run.labels.problem_type).items()
     for split, (before, after) in retuned.changes.items():
         numbers = "  ".join(f"{words} {_number(before, m)} -> {_number(after, m)}" for m, words in shown)
-        lines.append(f"{split:10}{numbers}")
+        lines.append(f"{split:10}  {numbers}")
     return lines
 
 

@@ -38,7 +38,7 @@ def test_a_run_is_retuned_without_training_and_back(trained, capsys: pytest.Capt
     macro = files(run)[0]
     assert macro["metric"] == "f1_macro"
     assert macro["rule"] != "joint"
-    assert f"rule      fixed -> {macro['rule']} for f1_macro ({macro['reason']})" in capsys.readouterr().out
+    assert f"rule        fixed -> {macro['rule']} for f1_macro ({macro['reason']})" in capsys.readouterr().out
     main(["--run", str(run), "--apply"])
     again, back, lines_back = files(run)
     assert back["test"]["f1_macro"] == pytest.approx(metrics["test"]["f1_macro"])
@@ -54,7 +54,8 @@ def test_nothing_is_written_before_someone_applies_it(trained, capsys: pytest.Ca
     old = json.loads((run / "thresholds.json").read_text(encoding="utf-8"))["values"]
     for name, value in old.items():
         assert [name, f"{value:.4f}", "0.3000"] in [line.split() for line in out.splitlines()]
-    assert "rule      joint for f1_micro -> fixed\n" in out
+    assert "rule        joint for f1_micro -> fixed\n" in out
+    assert re.search(r"\nvalidation  micro-F1 0\.\d{4} -> 0\.\d{4}  macro-F1 ", out)
     assert "nothing was written; give --apply" in out
     assert {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()} == before
 

@@ -50,7 +50,7 @@ def learn(write_recipe, tmp_path: Path) -> Any:
             "data__val_csv": None, "data__test_csv": str(path), "model__lora_r": 8, "model__lora_alpha": 16,
             "model__lora_dropout": 0.0, "model__lora_target_modules": ["all-linear"], "train__num_train_epochs": 60,
             "train__learning_rate": 1e-2, "train__batch_size": 16, "train__gradient_accumulation_steps": 1,
-            "train__max_steps": 150, "train__logging_steps": 50, "train__eval_steps": 150,
+            "train__max_steps": 100, "train__logging_steps": 50, "train__eval_steps": 100,
         }  # fmt: skip
         run = train(write_recipe(**(values | changes))) / "run_0"
         return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"], run
@@ -89,7 +89,7 @@ def test_every_variant_fits_what_it_should(learn, tmp_path: Path, changes: dict[
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_goes_with_4_bit(learn, changes: dict[str, Any]) -> None:
-    found, _ = learn(model__use_4bit=True, **{"train__max_steps": 80} | changes)
+    found, _ = learn(model__use_4bit=True, **{"train__max_steps": 60} | changes)
     assert found["f1_micro"] >= 0.8
 
 
@@ -97,7 +97,7 @@ def test_every_variant_goes_with_4_bit(learn, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_long_texts_are_read_in_windows(learn, tmp_path: Path, pooling: str, packing: bool | None) -> None:
     changes = {"data__max_length": 24, "data__window_overlap": 4, "train__packing": packing}
-    changes |= {"train__num_train_epochs": 100, "train__max_steps": 300}
+    changes |= {"train__num_train_epochs": 100, "train__max_steps": 120}
     found, run = learn(words=40, data__truncation="windows", data__window_pooling=pooling, **changes)
     assert found["f1_micro"] >= 0.95
     predict("--run", run, "--input", tmp_path / "set.csv", "--output", tmp_path / "out.jsonl")

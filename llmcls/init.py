@@ -21,7 +21,7 @@ from llmcls.common.logs import configure_logging
 from llmcls.common.user_error import UserError
 from llmcls.data.csv_files import find_format
 from llmcls.data.labels import label_space, read_labels
-from llmcls.data.tables import read_table
+from llmcls.data.tables import looks_like_row, read_table
 from llmcls.engine.hardware import find_hardware
 from llmcls.engine.profiles import choose_profile
 from llmcls.intake.columns import Column, label_columns, look_at, text_columns
@@ -57,8 +57,14 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{out} exists; give another file with --out, or replace it with --force")
     datasets.disable_progress_bars()
     data = DataSection(name, str(path), [], csv_separator=arguments.csv_separator, encoding=arguments.encoding)
+    written = _written(path, data)
     table = read_table(path, "data", data)
-    print(f"{path}: {len(table):,} rows{_written(path, data)}")
+    print(f"{path}: {len(table):,} rows{written}")
+    if looks_like_row(table.column_names) and not (arguments.text and arguments.labels):
+        raise UserError(
+            f"{path}: its first line looks like a row, not like names of columns; add a header line, or name the "
+            "columns as they are with --text and --labels"
+        )
     columns = look_at(table)
     choices = Choices(
         text=arguments.text or _chosen_text(columns, arguments.labels),
@@ -97,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _written(path: Path, data: DataSection) -> str:
     """How a CSV file is written, for a sentence. An encoding that is not UTF-8 goes into the recipe."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return ""
     form = find_format(path, "data", data)
     if data.encoding is None and form.encoding == "cp1252":

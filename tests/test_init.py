@@ -139,3 +139,10 @@ def test_labels_that_cannot_be_read_are_said_and_nothing_is_written(tmp_path: Pa
     found = refusal(capsys, "init", tmp_path / "t.csv", "--out", tmp_path / "r.yaml")
     assert "row 5, column 'label': the class is empty" in found
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_file_without_a_header_is_said(tmp_path: Path, capsys) -> None:
+    frame(one, label=lambda x: x[0]).to_csv(tmp_path / "t.csv", index=False, header=False)
+    assert "its first line looks like a row, not like names of columns; add a header" in refusal(
+        capsys, "init", tmp_path / "t.csv", "--out", tmp_path / "r.yaml"
+    )

@@ -130,6 +130,9 @@ def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path
     environment = os.environ | {"REUTERS_DIR": str(REUTERS), "REUTERS_MODEL": str(STORY_LLAMA)}
     recipe = ROOT / "recipes" / "reuters_lora.yaml"
     settings = ["max_steps=60", "train_metrics_rows=0", "max_length=96", f"output_root={tmp_path}"]
+    for key, split in (("val_csv", "validation"), ("test_csv", "test")):
+        some = write_csv(tmp_path / f"{split}.csv", read_rows(REUTERS / f"{split}.csv")[:400])
+        settings.append(f"data.{key}={some}")
     command = [sys.executable, "-m", "llmcls.train", str(recipe), *settings]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -137,7 +140,7 @@ def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path
     expected = json.loads((run / "metrics.json").read_text())
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open() if '"train"' in line]
     assert losses[-1] < 0.6 * losses[0]
-    command = [sys.executable, "-m", "llmcls.predict", "--run", str(run), "--input", str(REUTERS / "test.csv")]
+    command = [sys.executable, "-m", "llmcls.predict", "--run", str(run), "--input", str(tmp_path / "test.csv")]
     done = subprocess.run([*command, "--output", str(tmp_path / "p.jsonl")], env=environment, cwd=ROOT)
     assert done.returncode == 0
     assert_same_metrics(json.loads((tmp_path / "p.metrics.json").read_text()), expected["test"])

@@ -26,28 +26,6 @@ def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     assert "GiB on each GPU" in done.stdout
 
 
-def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_sharded(write_recipe) -> None:
-    # Several parameter groups, a head with a part of its own, windows: what an engine may stumble over.
-    recipe = write_recipe(
-        model__pooling="attention",
-        model__bidirectional=True,
-        train__lora_plus_ratio=4.0,
-        train__layer_decay=0.9,
-        train__head_learning_rate=1e-3,
-        data__truncation="windows",
-        data__window_overlap=8,
-        train__loss="focal",
-        train__pos_weight="balanced",
-        train__sampling="balanced",
-        train__calibration="temperature",
-    )
-    command = [sys.executable, "-m", "llmcls.rehearse", str(recipe), "--profile", "zero2", "--processes", "2"]
-    done = subprocess.run([*command, "--steps", "2"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "same loss curve as the uninterrupted run" in done.stdout
-    assert "a single process predicts 53 rows" in done.stdout
-
-
 @pytest.mark.parametrize(
     "arguments, sentence",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 from llmcls.common.system_errors import disk_full
 from llmcls.common.user_error import UserError
 
+# What `replacing` puts behind a name, with the number of its process.
+_PARTIAL = re.compile(r"\.\d+\.partial$")
 # Bytes below which a disk counts as full.
 _LITTLE = 1 << 20
 
@@ -135,6 +138,28 @@ def replacing_folder(path: Path, previous: Path | None = None) -> Iterator[Path]
     os.replace(temporary, path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_partials(folder: Path, start: str = "", folders: bool = False) -> None:
+    """Remove what killed processes left of `replacing` and `replacing_folder` in a folder.
+
+    Only for a process that alone may write there.
+
+    Parameters
+    ----------
+    folder : Path
+    start : str
+        The beginning of the names that the process may write.
+    folders : bool
+        Whether to remove folders, too: where all names are those of llmcls.
+    """
+    for path in folder.glob("*.partial"):
+        if not path.name.startswith(start):
+            continue
+        if folders and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif _PARTIAL.search(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def current_folder(path: Path) -> Path | None:

@@ -42,6 +42,8 @@ _PARENT = os.getppid()
 _received: list[int] = []
 _stepping = False
 _watching = False
+# An interrupt was raised where Python ignores exceptions, such as in the callback of a weak reference.
+_lost = False
 
 
 class Interrupted(Exception):
@@ -57,6 +59,7 @@ def watch_signals() -> None:
     if _watching:
         return
     _watching = True
+    sys.unraisablehook = _notice_lost_interrupts
     # Python runs its handlers between two instructions of the main thread, which may be waiting for another rank. The
     # numbers of signals reach this socket at once, and a thread that reads them.
     reader, writer = socket.socketpair()
@@ -100,9 +103,21 @@ def interrupted_code(unknown: int = EXIT_BY_KEYBOARD) -> int:
 
 
 def _record(number: int, _frame: FrameType | None) -> None:
-    _received.append(number)
+    global _lost
+    if not _lost:
+        _received.append(number)
+    _lost = False
     if not _stepping:
         raise KeyboardInterrupt
+
+
+def _notice_lost_interrupts(ignored: sys.UnraisableHookArgs) -> None:
+    """Let the thread of `_watch` ask again for a stop that Python ignored."""
+    global _lost
+    if isinstance(ignored.exc_value, KeyboardInterrupt) and _received:
+        _lost = True
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) -> None:
@@ -122,6 +137,8 @@ def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) 
             elif now - pressed > same:
                 _say("ended at once; the same command resumes from the last checkpoint")
                 os._exit(EXIT_BY_KEYBOARD)
+        if _lost:
+            os.kill(os.getpid(), signal.SIGTERM)
         if launcher is not None and os.getppid() != launcher:
             if not alone_since:
                 alone_since = now

@@ -103,7 +103,7 @@ def _require_western(path: Path, key: str, position: int) -> None:
     strange = sum("\udc80" <= character <= "\udcff" for character in text)
     proper = sum(character > "\x7f" for character in text) - strange
     line = before + sample[: position - start].count(b"\n") + 1
-    if proper > 0.1 * strange:
+    if proper > 0.5 * strange:
         raise UserError(
             f"{key}: {path} is UTF-8 but not in line {line} (byte {position}); correct that line, "
             "or name the encoding of the whole file with data.encoding"
@@ -111,7 +111,8 @@ def _require_western(path: Path, key: str, position: int) -> None:
     letters = sum(character.isalpha() for character in text)
     try:
         sample.decode(WESTERN)
-        western = strange <= _MOST_ACCENTS * (letters + strange)
+        # Bytes of a Western text form hardly any letters of UTF-8 by chance.
+        western = strange <= _MOST_ACCENTS * (letters + strange) and proper <= 0.1 * strange
     except UnicodeDecodeError:
         western = False
     if not western:

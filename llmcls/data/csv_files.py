@@ -214,9 +214,11 @@ def _count(path: Path, form: CsvFormat, key: str, strict: bool) -> int:
         if len(cells) != width and "\0" in "".join(cells):
             raise UserError(f"{key}: {path}, line {line} has NUL characters; the file is damaged: remove that line")
         if len(cells) != width:
+            # R writes row names without a name for their column.
+            names = "name every column (R: row.names=FALSE), or " if (rows, len(cells)) == (1, width + 1) else ""
             raise UserError(
                 f"{key}: {path}, row {rows} (line {line}) has {len(cells)} cells, "
-                f"the header has {width}; quote texts that contain separators or line breaks"
+                f"the header has {width}; {names}quote texts that contain separators or line breaks"
             )
         if any(cells):
             last = rows

@@ -42,7 +42,8 @@ def held_out_rows(values: np.ndarray, digests: np.ndarray, labels: LabelSpace, d
     # Empty texts have nothing in common.
     groups = np.where(digests == 0, -1 - np.arange(len(digests)), digests)
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    held = stratified_part(values[first], labels, data.validation_split, data.validation_split_seed)
+    marks = sparse_marks(values, len(labels.names))[first]
+    held = stratified_part(marks, data.validation_split, data.validation_split_seed)
     rows = np.flatnonzero(held[group])
     if len(rows) == 0:
         raise UserError(
@@ -52,13 +53,13 @@ def held_out_rows(values: np.ndarray, digests: np.ndarray, labels: LabelSpace, d
     return rows
 
 
-def stratified_part(values: np.ndarray, labels: LabelSpace, share: float, seed: int) -> np.ndarray:
+def stratified_part(marks: sparse.csr_matrix, share: float, seed: int) -> np.ndarray:
     """A sample of rows in which every label has its share, by iterative stratification.
 
     Parameters
     ----------
-    values : float32 [rows, labels] or int64 [rows]
-    labels : LabelSpace
+    marks : int64 sparse [rows, labels]
+        See `sparse_marks`.
     share : float
     seed : int
 
@@ -74,7 +75,6 @@ def stratified_part(values: np.ndarray, labels: LabelSpace, share: float, seed: 
     the sample gets its size. A label keeps at least one row outside the sample.
     """
     rng = np.random.default_rng(seed)
-    marks = _sparse_marks(values, len(labels.names))
     columns = marks.tocsc()
     rows, counts = marks.shape[0], np.asarray(marks.sum(axis=0)).ravel()
     needed, remaining, outside = share * counts, counts.copy(), np.zeros(len(counts), np.int64)
@@ -126,9 +126,18 @@ def kept_rows(held: np.ndarray, count: int) -> np.ndarray:
     return np.setdiff1d(np.arange(count), held)
 
 
-def _sparse_marks(values: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Label values as int64 marks [rows, labels] without the zeros."""
-    if values.ndim == 2:
-        return sparse.csr_matrix(values.astype(bool).astype(np.int64))
-    ones = np.ones(len(values), np.int64)
-    return sparse.csr_matrix((ones, (np.arange(len(values)), values)), shape=(len(values), count))
+def sparse_marks(values: np.ndarray, count: int) -> sparse.csr_matrix:
+    """Label values as marks without the zeros, so that many labels need little memory.
+
+    Parameters
+    ----------
+    values : float32 [rows, labels] or int64 [rows]
+    count : int
+        Number of labels.
+
+    Returns
+    -------
+    int64 sparse [rows, labels]
+    """
+    rows, columns = np.nonzero(values) if values.ndim == 2 else (np.arange(len(values)), values)
+    return sparse.csr_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape=(len(values), count))

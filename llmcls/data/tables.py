@@ -91,6 +91,11 @@ def read_table(
         raise UserError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
     if len(table) == 0:
         raise UserError(f"{key}: {path} has no rows; add at least one row below the header")
+    if builder == "json" and len(table) == 1 and all(pa.types.is_struct(kind) for kind in table.data.schema.types):
+        raise UserError(
+            f"{key}: {path} is one object of columns, as pandas writes it; write one object per row: "
+            "to_json(orient='records', lines=True)"
+        )
     return table if rows is None or rows == len(table) else table.select(range(rows))
 
 
@@ -132,7 +137,22 @@ def require_columns(table: datasets.Dataset, columns: list[str], path: str, key:
         if column not in table.column_names:
             near = nearest(column, table.column_names)
             hint = f"did you mean {near!r}?" if near else f"it has {', '.join(table.column_names[:15])}"
+            if not near and looks_like_row(table.column_names):
+                hint = (
+                    f"its first line looks like a row ({table.column_names[-1][:40]!r}); add a line with column names"
+                )
             raise UserError(f"{path} has no column {column!r} ({key}); {hint}")
+
+
+def looks_like_row(names: list[str]) -> bool:
+    """Whether the names of columns look like the cells of a row, because a file has no header line.
+
+    Examples
+    --------
+    >>> looks_like_row(["0", "I am so happy about the new phone!"]), looks_like_row(["id", "text of the message"])
+    (True, False)
+    """
+    return any(len(name.split()) > 5 or len(name) > 80 for name in names)
 
 
 def cell_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
@@ -24,6 +24,9 @@ T = TypeVar("T")
 # How long ranks wait while another one tokenizes or trains baselines. NCCL gives up after 10 minutes, which is right
 # for a collective but not for this.
 PATIENCE = timedelta(days=1)
+
+# The process group that was opened last, and the one of the same ranks for `first_process_first`.
+_groups: dict[str, Any] = {}
 
 
 def from_main(accelerator: Accelerator | PartialState, value: T) -> T:
@@ -87,16 +90,25 @@ def first_process_first(accelerator: Accelerator | PartialState, is_first: bool)
     if accelerator.num_processes == 1:
         yield
         return
-    # A group over gloo, because it waits on the host: NCCL would also occupy the GPU.
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    try:
-        if not is_first:
-            dist.barrier(group=group)
-        yield
-        if is_first:
-            dist.barrier(group=group)
-    finally:
-        dist.destroy_process_group(group)
+    group = _waiting_group()
+    if not is_first:
+        dist.barrier(group=group)
+    yield
+    if is_first:
+        dist.barrier(group=group)
+
+
+def _waiting_group() -> dist.ProcessGroup:
+    """The group of all ranks that waits for as long as `PATIENCE`; made once. Collective.
+
+    Over gloo, because it waits on the host: NCCL would also occupy the GPU. A new group needs the launcher, but ranks
+    whose launcher is gone still have to save.
+    """
+    world = dist.group.WORLD
+    if _groups.get("world") is not world:
+        _groups["world"] = world
+        _groups["waiting"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _groups["waiting"]
 
 
 def require_same(seen: object, by_main: object, path: Path) -> None:

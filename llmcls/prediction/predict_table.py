@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 
-from llmcls.common.files import read_json, write_json
+from llmcls.common.files import read_json, remove_partials, write_json
 from llmcls.data.findings import rows_without_text, shown_rows
 from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split, tokenize_split
@@ -59,6 +59,8 @@ def predict_table(
 
     def resume() -> int | None:
         output.parent.mkdir(parents=True, exist_ok=True)
+        for name in (output.name, _metrics_of(output).name):
+            remove_partials(output.parent, f"{name}.")
         return partial.resume(signature(run, input_path))
 
     # Only the main process reads and writes the output; the other ranks learn from it where to start.

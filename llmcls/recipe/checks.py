@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
 from collections import Counter
 from typing import Any
@@ -180,8 +182,10 @@ def _check_files(recipe: Recipe) -> None:
         raise recipe.error("data.csv_separator", f"is {separator!r}; it must be one character, or tab")
     if data.encoding is not None:
         try:
-            b"".decode(data.encoding)
-        except (LookupError, UnicodeError):
+            # Python also has codecs that make no text, such as base64, and some that read no stream.
+            io.TextIOWrapper(io.BytesIO(), encoding=data.encoding)
+            codecs.getincrementaldecoder(data.encoding)
+        except LookupError:
             near = nearest(data.encoding, ["utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis"])
             hint = f"; did you mean {near}?" if near else "; use a name such as utf-8, utf-16, cp1252 or latin-1"
             raise recipe.error("data.encoding", f"is {data.encoding!r}, which Python does not know{hint}") from None

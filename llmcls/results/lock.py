@@ -8,6 +8,7 @@ two machines may differ.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -86,6 +87,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     )
     while not _create(path, own):
         _wait_for_the_end_of(path, what)
+    _remove_left_over(path)
     done = threading.Event()
     signs = threading.Thread(target=_give_signs, args=(path, own, done), daemon=True, name="llmcls lock")
     signs.start()
@@ -124,6 +126,15 @@ def _create(path: Path, own: Owner) -> bool:
     finally:
         mine.unlink()
     return True
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what processes left that were killed in `_create`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 32}"):
+        owner, since = _read(left), _time_of(left)
+        dead = owner is not None and owner.machine == _machine() and not _runs(owner)
+        if dead or (since is not None and _now(path) - since > SECONDS_UNTIL_DEAD):
+            left.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Owner | None:

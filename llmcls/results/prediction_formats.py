@@ -93,12 +93,13 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
 
 def _columns(row: dict[str, Any]) -> list[str]:
     """The columns before the probabilities."""
-    return ["id", "labels", *(["true"] if "true" in row else [])]
+    return ["id", "labels", *(name for name in ("unsure", "set", "true") if name in row)]
 
 
 def _joined(names: list[str], labels: LabelSpace) -> str:
     """The labels of a row in one cell."""
-    if not labels.multi_label:
-        return names[0]
+    if not labels.multi_label and len(names) < 2:
+        # None, if the row is undecided.
+        return "".join(names)
     separator = next((s for s in _SEPARATORS if not any(s in name for name in labels.names)), None)
     return json.dumps(names, ensure_ascii=False) if separator is None else separator.join(names)

@@ -58,8 +58,20 @@ class Predictions:
         return multi_hot(self.known_true, len(labels.names))
 
 
-def prediction_lines(predictions: Predictions, labels: LabelSpace) -> Iterator[str]:
-    """One JSON line per row: id, the probability of every label, the predicted labels, and the true ones if known."""
+def prediction_lines(
+    predictions: Predictions, labels: LabelSpace, kept: np.ndarray | None = None, sets: np.ndarray | None = None
+) -> Iterator[str]:
+    """One JSON line per row: id, the probability of every label, the predicted labels, and the true ones if known.
+
+    Parameters
+    ----------
+    predictions : Predictions
+    labels : LabelSpace
+    kept : bool [rows, labels], optional
+        The predicted labels that are sure enough; the others are listed as "unsure" instead.
+    sets : bool [rows, labels], optional
+        The labels that are listed as "set".
+    """
     names = labels.names
     marks = None if predictions.true is None else multi_hot(predictions.true, len(names))
     for i, row_id in enumerate(predictions.ids):
@@ -67,8 +79,12 @@ def prediction_lines(predictions: Predictions, labels: LabelSpace) -> Iterator[s
         line: dict[str, Any] = {
             "id": row_id,
             "probabilities": {name: round(float(p), 9) for name, p in scores},
-            "labels": _names(predictions.predicted[i], names),
+            "labels": _names(predictions.predicted[i] if kept is None else kept[i], names),
         }
+        if kept is not None:
+            line["unsure"] = _names(predictions.predicted[i] & ~kept[i], names)
+        if sets is not None:
+            line["set"] = _names(sets[i], names)
         if marks is not None:
             line["true"] = _names(marks[i], names)
         yield _dump(line)

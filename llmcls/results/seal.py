@@ -30,7 +30,7 @@ def finish_run(run: RunFolder, metrics: dict[str, Any]) -> None:
 
 def sealed_files(run: RunFolder) -> list[Path]:
     """The files of a run that its manifest lists, besides metrics.json."""
-    single = [run.recipe, run.environment, run.thresholds, run.calibration, run.report]
+    single = [run.recipe, run.environment, run.thresholds, run.calibration, run.report, run.metrics_log]
     single += [run.predictions(split) for split in PREDICTED_SPLITS]
     return [path for path in [*single, *run.model.rglob("*")] if path.is_file()]
 
@@ -73,7 +73,8 @@ def require_intact_labels(run: RunFolder) -> None:
     """
     if (run.path / MANIFEST).is_file():
         _refuse(run, [_name(run, run.labels), _name(run, run.model_recipe)])
-        described = [run.metrics, run.thresholds, *(run.predictions(split) for split in run.predicted_splits())]
+        described = [run.recipe, run.metrics, run.metrics_log, run.thresholds, run.report, run.model_card]
+        described += [run.predictions(split) for split in PREDICTED_SPLITS]
         warn_about_changes(run, described)
 
 

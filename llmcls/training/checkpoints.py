@@ -266,6 +266,9 @@ def save_model(
             else:
                 frozen = {n: t.detach().cpu() for n, t in inner.state_dict().items() if n not in state}
                 inner.save_pretrained(temporary, state_dict={**frozen, **state})
+            # It remembers how the last text was cut, which depends on whether the texts were already tokenized.
+            if hasattr(tokenizer, "backend_tokenizer"):
+                tokenizer.backend_tokenizer.no_truncation()
             tokenizer.save_pretrained(temporary)
             write_json(temporary / run.labels.name, dataclasses.asdict(labels))
             text = recipe_to_yaml(recipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from llmcls.common.files import write_text
+from llmcls.common.files import remove_partials, write_text
 from llmcls.data.splits import Split
 from llmcls.engine.agreement import entered_by_main, on_main
 from llmcls.recipe.load import recipe_to_yaml
@@ -39,7 +39,18 @@ def claimed_experiment(recipe: Recipe, accelerator: Accelerator) -> Iterator[Non
     path = ExperimentFolder.of(recipe).path
     require_no_links(Path(recipe.exp.output_root), path)
     with entered_by_main(accelerator, locked(ExperimentFolder(path).lock, str(path))):
+        if accelerator.is_main_process:
+            _remove_partials(path)
         yield
+
+
+def _remove_partials(experiment: Path) -> None:
+    """Remove what killed processes left; never through a link, which may lead elsewhere."""
+    remove_partials(experiment)
+    for run in experiment.glob("run_[0-9]*"):
+        for folder in (run, run / "checkpoints"):
+            if not run.is_symlink() and folder.is_dir() and not folder.is_symlink():
+                remove_partials(folder, folders=True)
 
 
 def claim_run_folder(folder: RunFolder, recipe: Recipe, seed: int, accelerator: Accelerator) -> None:

@@ -38,6 +38,11 @@ def data_problems(inputs: Inputs) -> list[str]:
     few = [name for name, count in zip(labels.names, counts, strict=True) if 0 < count < FEW]
     if few:
         problems.append(f"labels with fewer than {FEW} training rows: {_listed(few)}")
+    if not labels.multi_label and 2 * len(labels.names) > len(inputs.train_split):
+        problems.append(
+            f"{len(labels.names):,} classes in {len(inputs.train_split):,} training rows: is {labels.columns[0]!r} the "
+            "column of the class?"
+        )
     alike = look_alikes(labels.names)
     if alike:
         problems.append(f"labels that differ only in writing: {_listed([f'{a!r} and {b!r}' for a, b in alike])}")

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from llmcls.common.files import current_folder, read_json, replacing, replacing_folder, write_json, write_text
+from llmcls.common.files import (
+    current_folder,
+    read_json,
+    remove_partials,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from llmcls.common.user_error import UserError
 from tests.helpers import ROOT
 
@@ -201,3 +209,16 @@ def test_torch_does_not_say_that_the_disk_is_full(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 4096))
     with pytest.raises(UserError, match="last: the disk is full"):
         fill(replacing_folder(tmp_path / "last"), error)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a.json.123.partial", "b.json.7.partial", "a.json", "a.json.partial", "a.jsonl.partial"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "last.partial").mkdir()
+    (tmp_path / "last.partial" / "weights").write_text("")
+    remove_partials(tmp_path, "a.")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "b.json.7.partial", "a.json", "a.json.partial", "a.jsonl.partial", "last.partial"
+    }  # fmt: skip
+    remove_partials(tmp_path, folders=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.json.partial", "a.jsonl.partial"}

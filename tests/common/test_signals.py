@@ -56,6 +56,31 @@ def test_where_nothing_has_to_be_saved_a_signal_ends_the_command(name: str, code
     assert done.stderr == "interrupted; run the same command again to resume\n"
 
 
+IGNORED = """
+import os, signal, time, weakref
+from llmcls.common.command import run_command
+from llmcls.common.signals import *
+class Thing: pass
+def main():
+    watch_signals()
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT) or [i for i in range(10)])
+    del thing
+    time.sleep(20)
+    print("went on", flush=True)
+run_command(main)
+"""
+
+
+@posix
+def test_an_interrupt_that_python_ignores_is_not_lost() -> None:
+    # Exceptions in a callback of the garbage collection lead nowhere.
+    done = subprocess.run([sys.executable, "-c", IGNORED], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == ""
+    assert done.stderr == "interrupted; run the same command again to resume\n"
+    assert done.returncode == 130
+
+
 @posix
 def test_a_batch_system_may_repeat_its_signal() -> None:
     done = run_code("stepping", "SIGUSR1", "SIGUSR1", "SIGTERM")

@@ -34,6 +34,7 @@ def test_the_recipe_then_the_bytes_tell_the_encoding(
     "content, given, sentence",
     [
         (b"text\n" + b"abc\n" * 400_000 + b"Gr\xfc\xdfe\x81\n", None, r"is not UTF-8 \(line 400002, byte 1600007\)"),
+        ("text,label\n你好嗎朋友,x\n".encode("big5"), None, r"does not look like Windows-1252; name its encoding"),
         (b"text\n\xe9\n", "utf-8", r"is not utf-8 \(byte 5: .*correct data\.encoding"),
         ("text\n".encode("utf-16") + b"a", None, "begins as utf-16, but byte 1[0-9] is not"),
     ],

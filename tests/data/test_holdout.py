@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmcls.common.user_error import UserError
-from llmcls.data.holdout import held_out_rows, rows_of_split, stratified_part
+from llmcls.data.holdout import held_out_rows, rows_of_split, sparse_marks, stratified_part
 from llmcls.data.labels import LabelSpace
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import DataSection
@@ -14,7 +14,6 @@ from tests.helpers import read_rows, refusal
 
 CLASSES = LabelSpace(["a", "b", "c"], ["k"], "single_label_classification", ["a", "b", "c"])
 NAMES = [f"label {i}" for i in range(12)]
-MULTI = LabelSpace(NAMES, NAMES, "multi_label_classification")
 
 
 def sample_marks(rows: int, seed: int) -> np.ndarray:
@@ -28,7 +27,7 @@ def sample_marks(rows: int, seed: int) -> np.ndarray:
 
 def test_every_class_has_its_share() -> None:
     values = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [700, 200, 100]))
-    held = stratified_part(values, CLASSES, 0.1, seed=0)
+    held = stratified_part(sparse_marks(values, 3), 0.1, seed=0)
     assert np.bincount(values[held]).tolist() == [70, 20, 10]
 
 
@@ -36,7 +35,7 @@ def test_every_label_of_overlapping_ones_has_its_share_better_than_by_chance() -
     marks, worst = sample_marks(3000, seed=1), []
     expected = 0.1 * marks.sum(axis=0)
     for seed in range(5):
-        held = stratified_part(marks, MULTI, 0.1, seed)
+        held = stratified_part(sparse_marks(marks, len(NAMES)), 0.1, seed)
         assert abs(held.sum() - 300) <= 15
         assert (marks[~held].sum(axis=0) > 0).all()
         chance = np.random.default_rng(seed).random(len(marks)) < 0.1
@@ -50,7 +49,7 @@ def test_every_label_of_overlapping_ones_has_its_share_better_than_by_chance() -
 def test_a_label_with_one_row_stays_in_training_and_rows_without_labels_are_shared_out() -> None:
     marks = np.zeros((100, 2), np.float32)
     marks[3, 0] = marks[10:30, 1] = 1
-    held = stratified_part(marks, LabelSpace(["a", "b"], ["a", "b"], MULTI.problem_type), 0.5, seed=0)
+    held = stratified_part(sparse_marks(marks, 2), 0.5, seed=0)
     assert (held[3], held[10:30].sum(), held.sum()) == (False, 10, pytest.approx(50, abs=1))
 
 

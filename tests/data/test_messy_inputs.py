@@ -14,8 +14,9 @@ import yaml
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import label_space, read_labels
-from llmcls.data.tables import read_table
+from llmcls.data.tables import read_table, require_columns
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.schema import Recipe
 
 ROWS = [('Grüße, "Jörg"; bis\nbald', "joy"), ("it's 5|6", "anger"), ("plain", "joy")]
 RUSSIAN = [("привет, мир", "да"), ("нет", "нет")]
@@ -97,10 +98,22 @@ INPUTS: dict[str, Messy] = {
         b'text, label\n"one, two", joy\nthree, love\n', {"text": ["one, two", "three"], "names": ["joy", "love"]}
     ),
     "pandas with an index": Messy(pandas(["joy", "love", "joy"], index=True), {"values": [0, 1, 0]}),
+    "R with row names": Messy(b'"text","label"\n"1","one","joy"\n"2","two","love"\n', r"\(R: row.names=FALSE\)"),
+    "pandas to_json": Messy(
+        pd.DataFrame({"text": ["one", "two"], "label": ["joy", "love"]}).to_json().encode(), "one object of columns",
+        "train.json",
+    ),
+    "pandas to_json, records": Messy(
+        pd.DataFrame({"text": ["one", "two"], "label": ["joy", "love"]}).to_json(orient="records").encode(),
+        {"text": ["one", "two"], "values": [0, 1]}, "train.json",
+    ),
     "texts with commas, not quoted": Messy(b"text,label\none, two,joy\n", r"row 1 \(line 2\) has 3 cells, the header"),
     "a quote that never ends": Messy(b'text,label\none,joy\n"two,joy\nthree,love\n', "line 3: a text that begins with"),
     "Spark's backslash quotes": Messy(b'text,label\n"say \\"hi\\", you",joy\n', r'is written \\"; CSV doubles it'),
     "header only": Messy(b"text,label\n", "has no rows; add at least one row below the header"),
+    "no header": Messy(
+        b"joy,I am so happy about the new phone!\nanger,Never again do I buy here.\n", "its first line looks like a row"
+    ),
     "nothing": Messy(b"", "is empty; its first line must name the columns"),
     "NUL after a power cut": Messy(b"text,label\none,joy\n" + bytes(8), "line 3 has NUL characters; the file is"),
     "a workbook named .csv": Messy(b"PK\x03\x04" + bytes(30), "not a CSV file but an Excel workbook"),
@@ -159,12 +172,18 @@ def test_a_messy_table_is_read_rightly_or_refused_with_the_cause(
     recipe = load_recipe(tmp_path / "recipe.yaml")
     if isinstance(messy.expected, str):
         with pytest.raises(UserError, match=messy.expected) as told:
-            label_space(recipe, read_table(path, "data.train_csv", recipe.data))
+            read(recipe, path)
         assert len(str(told.value).replace(str(path), "train.csv")) < 300
         return
-    table = read_table(path, "data.train_csv", recipe.data)
-    labels = label_space(recipe, table)
-    found = {"text": table["text"][:], "names": labels.names}
-    found["values"] = read_labels(table[:], list(range(len(table))), labels, str(path))
+    found = read(recipe, path)
     assert {key: found[key] for key in messy.expected} == messy.expected
     assert messy.said in "\n".join(log_lines)
+
+
+def read(recipe: Recipe, path: Path) -> dict[str, Any]:
+    """The texts, the names of the labels, and the label values of the rows."""
+    table = read_table(path, "data.train_csv", recipe.data)
+    require_columns(table, recipe.data.text_columns(), str(path), "data.text_fields")
+    labels = label_space(recipe, table)
+    values = read_labels(table[:], list(range(len(table))), labels, str(path))
+    return {"text": table["text"][:], "names": labels.names, "values": values}

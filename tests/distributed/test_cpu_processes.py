@@ -88,3 +88,23 @@ def test_a_sharded_profile_on_one_process_without_gpus_is_refused(write_recipe, 
     assert "error: the profile asks for FSDP in 1 process(es), but no GPU is visible" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ranks_whose_launcher_was_killed_save_the_current_step_and_end(write_recipe, tmp_path: Path) -> None:
+    recipe = write_recipe(train__num_train_epochs=500, train__eval_steps=4000, train__save_minutes=0)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accel_configs/cpu.yaml"]
+    command += ["--num_processes", "2", "-m", "llmcls.train", str(recipe)]
+    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert launcher.stderr is not None
+    lines = []
+    for line in launcher.stderr:
+        lines.append(line)
+        if "step 4/" in line:
+            launcher.kill()
+    # The pipe ends when the ranks, which inherited it, have ended.
+    launcher.wait()
+    saved = json.loads((tmp_path / "outputs/tiny-llama/products/run_0/checkpoints/last/progress.json").read_text())
+    assert saved["step"] >= 4, "".join(lines)
+    assert any(f"after step {saved['step']} of 2500; saved" in line for line in lines)
+    assert not (tmp_path / "outputs/tiny-llama/products/.lock").exists()

@@ -38,9 +38,15 @@ ENGINES = {
 CUT = 13
 # Runs that some engines do as well, in the same launch, because starting processes costs more than 20 steps.
 SKEWED, BF16, FULL = ["micro_batch_tokens=64"], ["torch_dtype=bfloat16"], ["lora_r=0", "learning_rate=1e-3"]
+# Several parameter groups, a head with a part of its own, windows: what an engine may stumble over.
+VARIANTS = [
+    "pooling=attention", "bidirectional=true", "lora_plus_ratio=4.0", "layer_decay=0.9", "head_learning_rate=1e-3",
+    "head_init=random", "truncation=windows", "window_overlap=8", "max_length=32", "loss=focal", "pos_weight=balanced",
+    "sampling=balanced", "calibration=temperature",
+]  # fmt: skip
 MORE_RUNS = {
     "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16},
-    "zero2": {"bf16": BF16},
+    "zero2": {"variants": VARIANTS, "bf16": BF16},
     "zero3": {"skewed": SKEWED, "full": FULL},
 }
 # A step in which the last rank has no loss, and a death between two evaluations.
@@ -114,7 +120,7 @@ def alone(recipe: Path) -> Callable[..., Path]:
     made: dict[str, Path] = {}
 
     def get(overrides: list[str], cut: bool = False) -> Path:
-        kind = "".join("-" + override.partition("=")[0] for override in overrides) + ("-cut" if cut else "")
+        kind = "".join("-" + override.partition("=")[0] for override in overrides)[:60] + ("-cut" if cut else "")
         if kind not in made:
             # The whole run has the model's own modules, so every engine's fused kernels are compared with them. The
             # run that the engines resume has the kernels that they have.
@@ -156,7 +162,9 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
                 trouble_in = {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "broken": 2, "dies": dies}
                 plan.append(trouble_in | {"stop_after": None})
             for kind, changed in more.items():
-                plan.append({"overrides": [f"exp.run_name={name}-{kind}", *changed], "stop_after": None})
+                # The run of variants is also cut short and resumed.
+                for stop_after in (CUT, None) if kind == "variants" else (None,):
+                    plan.append({"overrides": [f"exp.run_name={name}-{kind}", *changed], "stop_after": stop_after})
             reports = tmp_path_factory.mktemp("reports")
             launch(recipe, profile, overrides, plan, reports)
             made[name] = Trained(
@@ -296,6 +304,19 @@ def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
 def test_ranks_with_very_unlike_texts_stay_in_step(engine: str, on_engine, alone, skewed: list[str]) -> None:
     assert losses(on_engine(engine).more["skewed"]) == pytest.approx(losses(alone(skewed)), rel=1e-4)
+
+
+def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_sharded(
+    on_engine, alone, products: Path, tmp_path: Path
+) -> None:
+    run = on_engine("zero2").more["variants"]
+    assert losses(run) == pytest.approx(losses(alone(VARIANTS)), rel=1e-3)
+    output = tmp_path / "predictions.jsonl"
+    predict(["--run", str(run), "--input", str(products / "test.csv"), "--output", str(output)])
+    plain, engine = probabilities(output), probabilities(run / "predictions_test.jsonl")
+    assert len(plain) == 61
+    for row in plain:
+        assert plain[row] == pytest.approx(engine[row], abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "zero2"])

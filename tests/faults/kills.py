@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -19,8 +20,7 @@ def kill_this_process_at(number: int) -> None:
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in CHANGES or writes:
+        if _changes_a_disk(event, arguments):
             if done == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1
@@ -51,3 +51,24 @@ def killed_at(number: int, work: Callable[[], object]) -> bool:
     if os.WEXITSTATUS(status):
         raise RuntimeError("the work failed")
     return False
+
+
+def count_operations(path: os.PathLike[str]) -> None:
+    """Write to a file how many such operations this process does until its end."""
+    done = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        done += _changes_a_disk(event, arguments)
+
+    def note() -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(str(done))
+
+    sys.addaudithook(count)
+    atexit.register(note)
+
+
+def _changes_a_disk(event: str, arguments: tuple[Any, ...]) -> bool:
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    return event in CHANGES or bool(writes)

@@ -133,6 +133,19 @@ def test_the_owner_gives_signs_of_life(path: Path, monkeypatch) -> None:
             time.sleep(0.01)
 
 
+def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_removed(path: Path) -> None:
+    left = path.with_name(f"{path.name}.{'0' * 32}")
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    with locked(path, "folder"):
+        owner = json.loads(path.read_text())
+        left.write_text(json.dumps(owner | {"process": int(ended.stdout)}))
+        living = path.with_name(f"{path.name}.{'1' * 32}")
+        living.write_text(json.dumps(owner))
+    with locked(path, "folder"):
+        assert not left.exists()
+        assert living.exists()
+
+
 def test_one_of_many_that_start_at_once_gets_the_lock(path: Path) -> None:
     code = HOLD.replace("sys.stdin.read()", "import time; time.sleep(1)")
     command = [sys.executable, "-c", code, str(path)]

@@ -33,7 +33,7 @@ def run(trained_once, tmp_path: Path) -> RunFolder:
 def test_a_finished_run_is_sealed_with_all_that_describes_it(trained_once) -> None:
     listed = read_json(trained_once.runs[0] / "manifest.json")["files"]
     assert {*DECISIVE, *DESCRIBING, "recipe.yaml", "report.html", "model/README.md"} <= set(listed)
-    assert not any(name.startswith(("checkpoints", "logs", "log.txt", "metrics.jsonl")) for name in listed)
+    assert not any(name.startswith(("checkpoints", "logs", "log.txt")) for name in listed)
 
 
 def test_every_damage_of_what_decides_a_prediction_is_refused(run: RunFolder) -> None:

@@ -239,3 +239,9 @@ def test_any_order_of_modules_is_written_sorted(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {
         "target_modules": ["k", "q", "v"], "rank_pattern": {}, "exclude_modules": None
     }  # fmt: skip
+
+
+def test_a_tokenizer_is_saved_as_it_was_loaded_whether_it_has_read_texts_or_not(write_recipe, trained_once) -> None:
+    found = json.loads((trained_once.runs[0] / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert found["truncation"] is None
+    assert found["padding"] is None

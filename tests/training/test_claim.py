@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe, recipe_to_yaml
 from llmcls.results.run_folder import ExperimentFolder
-from llmcls.training.claim import claim_run_folder
+from llmcls.training.claim import claim_run_folder, claimed_experiment
 
 
 def test_a_new_folder_gets_the_recipe_with_this_seed_only(write_recipe: Any) -> None:
@@ -147,3 +147,18 @@ def test_another_recipe_is_refused_unless_it_may_overwrite(write_recipe: Any, tm
     claim_run_folder(run, replace(other, exp=replace(other.exp, overwrite=True)), 1, Accelerator(cpu=True))
     assert not kept.exists()
     assert load_recipe(run.recipe).train.learning_rate == 5e-3
+
+
+def test_what_killed_trainings_left_is_removed_but_not_through_a_link(write_recipe: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe())
+    experiment = ExperimentFolder.of(recipe)
+    left = [experiment.run(0).path / "checkpoints" / "last.partial", experiment.run(0).path / "recipe.yaml.7.partial"]
+    other = tmp_path / "elsewhere" / "mine.partial"
+    for folder in (*left, other):
+        folder.mkdir(parents=True)
+    left[1].rmdir()
+    left[1].write_text("half")
+    experiment.run(1).path.symlink_to(other.parent)
+    with claimed_experiment(recipe, Accelerator(cpu=True)):
+        assert not any(path.exists() for path in left)
+        assert other.exists()

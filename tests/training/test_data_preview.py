@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate import PartialState
 
+from llmcls.data.splits import some_rows
 from llmcls.recipe.load import load_recipe
 from llmcls.training.data_preview import data_preview, data_problems
 from llmcls.training.inputs import Inputs, load_inputs
@@ -74,3 +76,5 @@ def test_names_that_differ_in_writing_and_many_labels_are_shown_shortly(inputs, 
     assert "  ... 18 more labels ..." in said
     assert len([line for line in said if "class " in line]) < 26
     assert "labels that differ only in writing: 'Top up' and 'top_up'" in data_problems(loaded)
+    few = replace(loaded, train_split=some_rows(loaded.train_split, 60, seed=0))
+    assert "42 classes in 60 training rows: is 'kind' the column of the class?" in data_problems(few)

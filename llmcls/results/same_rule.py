@@ -28,12 +28,12 @@ def rule_of(runs: list[RunFolder], labels: LabelSpace) -> str:
     Returns
     -------
     str
-        Such as "joint for f1_micro" or "0.5"; of runs that differ, each rule once. For classes, "most probable class".
+        Such as "joint for f1_micro" or "0.5"; of runs that differ, each rule once, in any order of the runs. For classes, "most probable class".
     """
     if not (labels.multi_label or labels.binary):
         return "most probable class"
     found = [_in_words(load_thresholds(run.thresholds, labels.names)) for run in runs]
-    return ", ".join(dict.fromkeys(found))
+    return " / ".join(sorted(set(found)))
 
 
 def _in_words(thresholds: Thresholds) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TextIO
 
 import psutil
 import torch
@@ -20,7 +21,6 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from llmcls.common.logs import HANDLER
 from llmcls.recipe.metric_names import in_words
 from llmcls.training.tracking import duration
 
@@ -85,9 +85,11 @@ class StepDisplay:
         self._live: Live | None = None
         console = console or Console(stderr=True)
         if shown and console.is_terminal:
+            self._terminal = sys.stderr
             self._live = Live(get_renderable=lambda: self, console=console, transient=True, refresh_per_second=4)
             self._live.start()
-            _log_through(sys.stderr)
+            # Now standard error is a stream that writes above the bar and not into it.
+            _move_log(self._terminal, sys.stderr)
 
     def advance(self, step: int, so_far: Callable[[], dict[str, float]]) -> None:
         """Count an optimizer step.
@@ -153,8 +155,8 @@ class StepDisplay:
     def close(self) -> None:
         """Remove the bar."""
         if self._live:
+            _move_log(sys.stderr, self._terminal)
             self._live.stop()
-            _log_through(sys.stderr)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The two lines of the bar, as wide as the terminal."""
@@ -222,8 +224,8 @@ def memory_in_words(device: torch.device) -> str:
     return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
 
 
-def _log_through(stream: object) -> None:
-    """Let log lines take the way of a stream, which writes them above the bar and not into it."""
+def _move_log(before: TextIO, after: TextIO) -> None:
+    """Let the log lines that go to one stream go to another one."""
     for handler in logging.getLogger("llmcls").handlers:
-        if handler.name == HANDLER and isinstance(handler, logging.StreamHandler):
-            handler.setStream(stream)
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(after)

@@ -25,7 +25,7 @@ def test_rules_are_named_each_once(runs: list[RunFolder]) -> None:
     assert rule_of(runs, MULTI) == "0.5"
     save_thresholds(runs[0].thresholds, Thresholds("per_class", [0.2, 0.4], True, "f1_macro"), MULTI.names)
     save_thresholds(runs[1].thresholds, fixed_thresholds(2, 0.3), MULTI.names)
-    assert rule_of(runs, MULTI) == "per class for f1_macro, at least one label, 0.3"
+    assert rule_of(runs, MULTI) == "0.3 / per class for f1_macro, at least one label" == rule_of(runs[::-1], MULTI)
     classes = LabelSpace(["a", "b"], ["c"], "single_label_classification", ["a", "b"])
     assert rule_of(runs, classes) == "most probable class"
 

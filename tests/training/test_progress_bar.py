@@ -11,7 +11,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmcls.common.logs import HANDLER
 from llmcls.training import progress_bar
 from llmcls.training.progress_bar import Course, StepDisplay, memory_in_words
 from tests.helpers import train
@@ -141,10 +140,13 @@ def test_numbers_are_renewed_between_two_reports(clock: list[float]) -> None:
 
 
 def test_log_lines_stand_above_the_bar_and_the_log_is_given_back(capsys) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.name = HANDLER
+    handler, elsewhere = logging.StreamHandler(sys.stderr), logging.StreamHandler(io.StringIO())
+    elsewhere.stream.close()
     root, before = logging.getLogger("llmcls"), sys.stderr
-    root.addHandler(handler)
+    # What another library left there is not touched.
+    for one in (handler, elsewhere):
+        root.addHandler(one)
+    elsewhere.setLevel(logging.CRITICAL)
     console = terminal(60)
     try:
         display = StepDisplay(course(), shown=True, console=console)
@@ -152,7 +154,8 @@ def test_log_lines_stand_above_the_bar_and_the_log_is_given_back(capsys) -> None
         display.close()
         assert handler.stream is before
     finally:
-        root.removeHandler(handler)
+        for one in (handler, elsewhere):
+            root.removeHandler(one)
     lines = lines_of(written(console))
     assert "a line that is much longer than the sixty columns of this" in lines
     assert "terminal, so it is wrapped" in lines

@@ -69,6 +69,7 @@ def test_a_run_of_another_recipe_or_seed_is_not_replaced(write_recipe, tmp_path:
     run, path = RunFolder(tmp_path / "run_0"), write_recipe()
     refuse_conflict(run, load_recipe(path), 1)
     write_text(run.recipe, recipe_to_yaml(recipe_of_run(load_recipe(path), 1)))
+    run.last_checkpoint.mkdir(parents=True)
     refuse_conflict(run, load_recipe(path), 1)
     refuse_conflict(run, load_recipe(path, ["logging_steps=7", "exp.seeds=[1, 2]"]), 1)
     with pytest.raises(UserError, match=r"run_0 holds .*train\.learning_rate was 0\.002, is now 0\.005; set exp\.run_"):

@@ -14,9 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from llmcls.common.files import write_text
 from llmcls.common.logs import RedactingFormatter
 from llmcls.common.signals import Interrupted, signal_name
@@ -148,66 +145,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             flat[f"{prefix}{name}"] = float(value)
     return flat
-
-
-class StepDisplay:
-    """Shows loss, samples/s, tokens/s and time left: in a progress bar on a terminal, in log lines elsewhere.
-
-    Parameters
-    ----------
-    total_steps : int
-        Optimizer steps of the whole run.
-    done : int
-        Optimizer steps done before a resume.
-    shown : bool
-        Whether to show a progress bar on a terminal; false on all ranks but the first.
-    """
-
-    def __init__(self, total_steps: int, done: int, shown: bool) -> None:
-        self.total = total_steps
-        self._bar = None
-        console = Console(stderr=True)
-        if shown and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-                console=console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("training", total=total_steps, completed=done, numbers="")
-            self._bar.start()
-
-    def advance(self) -> None:
-        """Count one more optimizer step."""
-        if self._bar:
-            self._bar.advance(self._task)
-
-    def report(self, step: int, values: dict[str, float], seconds_left: float) -> None:
-        """Show the numbers of the last logging interval.
-
-        Parameters
-        ----------
-        step : int
-            Optimizer steps done.
-        values : dict
-            "loss", "samples_per_second", "tokens_per_second", "epoch" and "learning_rate".
-        seconds_left : float
-        """
-        numbers = (
-            f"loss {values['loss']:.4f}  {values['samples_per_second']:.1f} samples/s  "
-            f"{values['tokens_per_second']:.0f} tokens/s"
-        )
-        if self._bar:
-            self._bar.update(self._task, numbers=numbers)
-        else:
-            log.info(
-                "step %d/%d  epoch %.2f  %s  lr %.2e  %s left",
-                step, self.total, values["epoch"], numbers, values["learning_rate"], duration(seconds_left),
-            )  # fmt: skip
-
-    def close(self) -> None:
-        """Remove the progress bar."""
-        if self._bar:
-            self._bar.stop()
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from llmcls.common.signals import Interrupted
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
-from llmcls.training.tracking import RunLog, StepDisplay, _drop_after
+from llmcls.training.tracking import RunLog, _drop_after
 from tests.helpers import read_lines, train
 
 
@@ -97,15 +97,6 @@ def test_the_log_says_why_a_run_ended(write_recipe, tmp_path: Path, capsys, erro
     RunLog(run, load_recipe(write_recipe())).close(error)
     assert text in run.log.read_text(encoding="utf-8")
     assert capsys.readouterr().err == ""
-
-
-def test_without_a_terminal_progress_is_log_lines(log_lines: list[str]) -> None:
-    display = StepDisplay(total_steps=10, done=0, shown=True)
-    display.advance()
-    values = {"loss": 0.5, "samples_per_second": 3.0, "tokens_per_second": 99.6, "epoch": 0.1, "learning_rate": 1e-3}
-    display.report(1, values, 61.0)
-    display.close()
-    assert log_lines == ["step 1/10  epoch 0.10  loss 0.5000  3.0 samples/s  100 tokens/s  lr 1.00e-03  1:01 left"]
 
 
 def test_the_lines_of_an_interrupted_end_are_dropped_as_damaged_ones_are(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def rule_of(runs: list[RunFolder], labels: LabelSpace) -> str:
     Returns
     -------
     str
-        Such as "joint for f1_micro" or "0.5"; of runs that differ, each rule once, in any order of the runs. For classes, "most probable class".
+        Such as "joint for f1_micro" or "0.5"; of runs that differ, each rule once, in any order of the runs. For
+        classes, "most probable class".
     """
     if not (labels.multi_label or labels.binary):
         return "most probable class"

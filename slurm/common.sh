@@ -65,8 +65,8 @@ launch_and_requeue() {
     requeue_around "$1" launch "${@:2}"
 }
 
-# requeue_around SIGNAL COMMAND [ARGUMENT ...]: run a command of this script. On USR1 (the time limit is near) or TERM, send SIGNAL
-# to the job step, wait until it has saved a checkpoint, and put the job back into the queue.
+# requeue_around SIGNAL COMMAND [ARGUMENT ...]: run a command. On USR1 (the time limit is near) or TERM, send SIGNAL to it,
+# wait until it has saved a checkpoint, and put the job back into the queue.
 #
 # SIGNAL is USR1 for a training, which saves on USR1 and TERM. Slurm sends TERM to every process of a job that it cancels
 # or preempts. The launcher ignores both: it would end at once, or end the processes after 30 seconds, while they save.

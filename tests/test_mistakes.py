@@ -73,7 +73,7 @@ BROKEN_FILES: list[tuple[bytes, str]] = [
     (b"uid,title,title\n1,a,b\n", "has the column 'title' twice"),
     (b"uid,title,description,books\n1,a,b,1,0\n", "row 1 (line 2) has 5 cells, the header has 4"),
     (b"uid,title,description,books\n1,a,b\n", "row 1 (line 2) has 3 cells, the header has 4"),
-    (b"uid,title,description,books\n1,\xff\xfe,b,1\n", "is not UTF-8"),
+    (b"uid,title,description,books\n1,\x81\x8d,b,1\n", "is not UTF-8"),
 ]
 
 

@@ -139,6 +139,8 @@ class Cluster:
         long: "Job credential expired".
         """
         self.wait_for(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} to be requeued", seconds)
+        # A node refuses credentials of the second in which the earlier start was ended: "Job credential revoked".
+        time.sleep(3)
         self._call(["scontrol", "update", f"JobId={number}", "StartTime=now"])
 
     def release(self, number: str) -> None:

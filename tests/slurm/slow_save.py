@@ -6,16 +6,17 @@ import sys
 import time
 from pathlib import Path
 
-from llmcls.common.signals import EXIT_INTERRUPTED, stop_requested, watch_signals
+from llmcls.common.signals import EXIT_INTERRUPTED, stop_requested, stops_between_steps, watch_signals
 
 
 def main(folder: Path) -> None:
     watch_signals()
-    (folder / "ready").touch()
-    while not stop_requested():
-        time.sleep(0.1)
-    time.sleep(3)
-    (folder / "saved").touch()
+    with stops_between_steps():
+        (folder / "ready").touch()
+        while not stop_requested():
+            time.sleep(0.1)
+        time.sleep(3)
+        (folder / "saved").touch()
     sys.exit(EXIT_INTERRUPTED)
 
 

@@ -139,6 +139,7 @@ def test_the_package_keeps_the_rules() -> None:
     assert violations(ROOT / "llmcls") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, line, sentence",
     [

@@ -7,6 +7,8 @@ import pytest
 from llmcls.check import main
 from llmcls.common.user_error import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_says_what_training_will_do_and_writes_nothing(write_recipe, log_lines: list[str], tmp_path: Path) -> None:
     main([str(write_recipe()), "batch_size=10", "gradient_accumulation_steps=2"])

@@ -13,6 +13,8 @@ from llmcls.compare import main
 from tests.conftest import small_recipe
 from tests.helpers import train
 
+pytestmark = pytest.mark.slow
+
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     main([str(a) for a in arguments])

@@ -10,6 +10,8 @@ from llmcls.curve import main
 from llmcls.recipe.grid import load_grid, tasks_of
 from tests.helpers import read_json, refusal, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -18,6 +18,8 @@ from llmcls.diagnosis.software import find_compiler
 from llmcls.model import packed_attention
 from tests.diagnosis.helpers import examine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_compiler("cpu") is None, reason="without a C++ compiler the doctor says: not ready")

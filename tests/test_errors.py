@@ -9,6 +9,8 @@ from llmcls.common.user_error import UserError
 from llmcls.errors import main
 from tests.helpers import read_rows, train, write_csv
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_command_writes_and_prints_what_it_found(
     write_recipe, products: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

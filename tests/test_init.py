@@ -13,6 +13,8 @@ from llmcls.init import main
 from llmcls.recipe.load import load_recipe
 from tests.helpers import read_json, refusal, train
 
+pytestmark = pytest.mark.slow
+
 MULTI, SINGLE, BINARY = (f"{kind}_classification" for kind in ("multi_label", "single_label", "binary"))
 WORDS = {"joy": "happy smile laugh", "anger": "furious shout rage", "fear": "afraid dark tremble"}
 

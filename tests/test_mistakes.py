@@ -14,6 +14,8 @@ import pytest
 from llmcls.common.command import run_command
 from tests.helpers import ROOT, read_rows, write_csv
 
+pytestmark = pytest.mark.slow
+
 Change = dict[str, Any]
 
 IN_THE_RECIPE: list[tuple[Change, str]] = [

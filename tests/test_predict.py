@@ -28,6 +28,8 @@ from tests.helpers import (
     write_csv,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "changes",

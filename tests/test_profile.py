@@ -11,6 +11,8 @@ from llmcls.common.user_error import UserError
 from llmcls.profile import main
 from tests.helpers import ROOT, refusal
 
+pytestmark = pytest.mark.slow
+
 
 def chosen(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
     main([*map(str, arguments), "--json"])

@@ -9,6 +9,8 @@ from llmcls.common.user_error import UserError
 from llmcls.rehearse import main
 from tests.helpers import ROOT, refusal
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     recipe = write_recipe(model__use_4bit=True, train__optim_8bit_when_4bit=False)

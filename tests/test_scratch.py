@@ -8,6 +8,8 @@ from llmcls.common.user_error import UserError
 from llmcls.scratch import main
 from tests.helpers import train
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_model_made_for_the_recipe_trains_whole(write_recipe, tmp_path: Path) -> None:
     folder = tmp_path / "own" / "model"

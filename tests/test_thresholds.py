@@ -12,6 +12,8 @@ from llmcls.thresholds import main
 from tests.helpers import TOPICS, read_rows, train, write_csv
 from tests.results.page import read_page
 
+pytestmark = pytest.mark.slow
+
 
 def files(run: Path) -> tuple[dict, dict, str]:
     read = [json.loads((run / name).read_text(encoding="utf-8")) for name in ("thresholds.json", "metrics.json")]

@@ -21,6 +21,8 @@ from llmcls.training import loop
 from tests.conftest import Experiment
 from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_folder_holds_what_the_design_promises(write_recipe, products: Path) -> None:
     root = train(write_recipe(train__report_to=["tensorboard"], exp__seeds=[1, 2]))

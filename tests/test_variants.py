@@ -15,6 +15,8 @@ import pytest
 from llmcls.common.user_error import UserError
 from tests.helpers import predict, train, write_csv
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = {"books": "novel", "music": "album", "garden": "rake"}
 
 

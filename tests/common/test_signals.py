@@ -9,6 +9,8 @@ import pytest
 from llmcls.common.signals import EXIT_INTERRUPTED, STOP_AFTER, stop_planned, stop_requested
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 # In a process of its own: a handler stays for the life of a process.
 CODE = """
 import contextlib, os, signal, sys, time

@@ -9,6 +9,8 @@ from llmcls.diagnosis.checks import Check
 from llmcls.diagnosis.findings import Finding, Subject
 from llmcls.diagnosis.isolation import run_isolated
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder: Path, *functions: str, seconds: int = 60) -> list[Finding]:
     checks = [Check(name, f"tests.diagnosis.broken_checks:{name}", seconds) for name in functions]

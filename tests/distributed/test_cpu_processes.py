@@ -16,6 +16,8 @@ from llmcls.engine.accelerator import open_accelerator
 from llmcls.recipe.load import load_recipe
 from tests.helpers import ROOT, predict, train
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 def launch(processes: int, module: str, *arguments: str, profile: str = "cpu") -> subprocess.CompletedProcess[str]:
     """``accelerate launch --config_file accel_configs/PROFILE.yaml --num_processes N -m MODULE ...``"""

@@ -22,6 +22,8 @@ from llmcls.train import train_seeds
 from tests.distributed.trouble import trouble
 from tests.helpers import ROOT, TOPICS, read_rows, write_csv
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 FOUR_BIT = ["use_4bit=true"]

@@ -24,7 +24,6 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("fake_cuda"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has real CUDA tensors"),
     pytest.mark.skipif(sys.platform != "linux", reason="the device guard is built for Linux"),
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler was found to build the device guard"),

@@ -18,6 +18,8 @@ from llmcls.training.best_checkpoints import require_best
 from llmcls.training.checkpoints import intact_checkpoint, read_progress
 from tests.common.test_manifest import DAMAGES
 
+pytestmark = pytest.mark.slow
+
 # Text for people, which no command reads.
 UNREAD = ("log.txt", "logs/")
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.faults.fuzz import LONGEST_MESSAGE, Case, Fuzzer, Outcome, check_case
 
+pytestmark = pytest.mark.slow
+
 # Cases that once ended in a traceback, or in a message of thousands of characters.
 CORPUS = (10, 21, 36, 45, 51, 53, 71, 102, 109, 117, 133, 211, 271, 283, 343, 811, 1071)
 

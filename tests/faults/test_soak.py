@@ -12,6 +12,8 @@ if not hasattr(os, "fork"):
 
 from tests.faults.soak import WORKS, Soak
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_training_and_a_prediction_that_are_hit_end_as_if_nothing_had_happened(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -15,6 +15,8 @@ from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import ExperimentFolder
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = ROOT / "launch"
 
 

@@ -14,6 +14,8 @@ from llmcls.model.shared_base import SavedAdapter, load_sharing_classifiers, sha
 from llmcls.recipe.load import load_recipe
 from tests.model.helpers import CPU
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [[0, 5, 6, 7], [0, 9], [0, 3, 4]]
 
 

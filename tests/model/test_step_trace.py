@@ -23,6 +23,8 @@ from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.schema import DataSection, ExpSection, ModelSection, Recipe, TrainSection
 from tests.model.helpers import CPU, LABELS
 
+pytestmark = pytest.mark.slow
+
 THIS_CPU = DeviceKind("cpu", flash=False, compiled=False)
 LENGTHS = (192, 64, 33, 7, 120, 96)
 # Wide enough that activations, not small constants, fill the memory.

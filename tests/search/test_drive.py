@@ -13,6 +13,8 @@ from llmcls.search.trial import Outcome
 from llmcls.tune import main
 from tests.helpers import read_json, refusal, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -20,6 +20,8 @@ from llmcls.serving.export import ExportOptions, export_run, write_export
 from tests.conftest import Experiment
 from tests.helpers import read_json, read_lines, train, write_csv
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = """
 import json, sys
 sys.modules["llmcls"] = None

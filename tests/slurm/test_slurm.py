@@ -17,7 +17,11 @@ import yaml
 from tests.helpers import ROOT, read_rows
 from tests.slurm.cluster import Cluster, missing_programs
 
-pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not here: {', '.join(missing_programs())}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not here: {', '.join(missing_programs())}"),
+]
 CPU = "accel_configs/cpu.yaml"
 
 

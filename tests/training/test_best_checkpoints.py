@@ -15,6 +15,8 @@ from tests.faults.kills import killed_at
 from tests.model.helpers import build
 from tests.training.test_checkpoints import head_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_earlier_best_models_are_kept_in_order(write_recipe, tmp_path: Path) -> None:
     run, accelerator, model = RunFolder(tmp_path), Accelerator(cpu=True), build(write_recipe())

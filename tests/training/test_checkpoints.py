@@ -27,6 +27,8 @@ from tests.common.test_manifest import DAMAGES
 from tests.helpers import metrics_of, train
 from tests.model.helpers import TEXTS, build, lengths_of, packed_row
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_that_was_started_with_the_8_bit_optimizer_is_refused_in_a_sentence(write_recipe, monkeypatch) -> None:
     path = write_recipe(train__max_steps=4, model__use_4bit=True)

@@ -11,6 +11,8 @@ from llmcls.training.final_evaluation import scalars, training_sample
 from llmcls.training.inputs import load_inputs
 from tests.helpers import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("accumulation", [1, 8])
 def test_the_logged_loss_is_on_the_scale_of_the_evaluation_loss(write_recipe, accumulation: int) -> None:

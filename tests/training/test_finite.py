@@ -17,6 +17,8 @@ from llmcls.training.checkpoints import Progress
 from llmcls.training.finite import GradientWatch
 from tests.helpers import metrics_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def broken_word(write_recipe, products: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -11,6 +11,8 @@ from llmcls.train import main
 from llmcls.training.checkpoints import Progress
 from llmcls.training.interval import LoggingInterval
 
+pytestmark = pytest.mark.slow
+
 
 def lines_of(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without times and speeds."""

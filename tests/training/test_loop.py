@@ -24,6 +24,8 @@ from llmcls.training.optimizer import build_optimizer
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
 
+pytestmark = pytest.mark.slow
+
 
 def one_step(recipe_path: Path, overrides: list[str]) -> tuple[dict[str, torch.Tensor], float]:
     """The trained weights after one optimizer step, and its mean loss."""

@@ -15,6 +15,8 @@ from llmcls.recipe.load import load_recipe
 from llmcls.training.inputs import load_inputs
 from llmcls.training.preview import preview, target_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lines(write_recipe):

@@ -10,6 +10,8 @@ from llmcls.training import loop, timed_checkpoints
 from tests.helpers import fresh_accelerator, metrics_of, read_json
 from tests.training.test_interval import lines_of
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Exception):
     """What stands for a kill: nothing in the project catches it."""

@@ -26,6 +26,8 @@ from llmcls.training.setup import TrainingSetup
 from llmcls.training.warm_start import label_split, warm_start
 from tests.helpers import TOPICS, fresh_accelerator, train
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Start:

@@ -88,7 +88,7 @@ def _train(grid: Grid, profile: str | None) -> None:
                 sys.exit(EXIT_INTERRUPTED)
             if code != 0:
                 raise UserError(
-                    f"{Path(run.path).parent.name} ended with exit code {code}, see above; run again to go on"
+                    f"{Path(run.path).parent.name} ended with exit code {code}, see above; run again to resume"
                 )
 
 

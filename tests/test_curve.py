@@ -59,7 +59,7 @@ def test_the_plan_is_a_grid_that_a_sweep_runs(write_recipe, here, tmp_path: Path
 
 def test_a_run_that_fails_stops_the_curve(write_recipe, monkeypatch) -> None:
     monkeypatch.setattr("llmcls.curve.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
-    with pytest.raises(UserError, match="curve-16_seed-1 ended with exit code 1, see above; run again to go on"):
+    with pytest.raises(UserError, match="curve-16_seed-1 ended with exit code 1, see above; run again to resume"):
         main([str(write_recipe()), "--sizes", "16"])
     monkeypatch.setattr("llmcls.curve.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=85))
     with pytest.raises(SystemExit) as stop:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmcls.common.user_error import UserError
 
-_FULL = "free some space; the same command then goes on from what is saved"
+_FULL = "free some space; the same command then resumes from what is saved"
 _DENIED = "may not be used by this user; choose another folder, or change its permissions"
 _IN_THE_WAY = "a file is where a folder should be, or the reverse; move it away"
 _EXPLAINED = {

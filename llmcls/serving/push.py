@@ -20,7 +20,7 @@ from llmcls.results.model_card import model_card
 from llmcls.serving.export import Proof
 
 ADAPTER_CONFIG = "adapter_config.json"
-# Files that are not taken over from a run, because they name folders of this machine, but written anew.
+# Files that are not taken over from a run, because they name folders of this machine, but written again.
 WRITTEN = ("README.md", "recipe.yaml")
 
 
@@ -144,7 +144,7 @@ def _reason(error: Exception) -> str:
 
 
 def _place(paths: Iterable[Path], folder: Path, link: bool) -> None:
-    """Copy or link files into a folder, except temporary ones and those that are written anew."""
+    """Copy or link files into a folder, except temporary ones and those that are written again."""
     for path in paths:
         target = folder / path.name
         if not path.is_file() or path.suffix == ".partial" or path.name in WRITTEN or target.exists():

@@ -238,7 +238,7 @@ def intact_checkpoint(run: RunFolder) -> Path | None:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
             log.warning(
-                "%s is damaged (%s); it is now %s, and the run goes on from the one before", path, problem, aside
+                "%s is damaged (%s); it is now %s, and the run continues from the one before", path, problem, aside
             )
     if found:
         raise UserError(f"{found[0]} is damaged: {problems[0]}; no other is intact; restore it, or remove {run.path}")

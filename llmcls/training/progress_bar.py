@@ -140,7 +140,7 @@ class StepDisplay:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Say that an evaluation goes on, and measure it."""
+        """Show that an evaluation is running, and measure it."""
         start, self._evaluating = time.monotonic(), True
         try:
             yield

@@ -101,7 +101,7 @@ class _FragileFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Remove the handler, and say so elsewhere."""
         logging.getLogger("llmcls").removeHandler(self)
-        log.warning("%s cannot be written any more; the log goes on without it", self.baseFilename)
+        log.warning("%s cannot be written any more; the log continues without it", self.baseFilename)
 
     def close(self) -> None:
         """Close the file; what is left in its buffer may not fit on the disk."""
@@ -114,7 +114,7 @@ def _log_file(path: Path) -> logging.Handler:
     try:
         handler: logging.Handler = _FragileFile(path, encoding="utf-8")
     except OSError as error:
-        log.warning("%s cannot be written (%s); the log goes on without it", path, error.strerror)
+        log.warning("%s cannot be written (%s); the log continues without it", path, error.strerror)
         return logging.NullHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

@@ -12,7 +12,7 @@ from llmcls.serving.batcher import Batcher, Lane, Refused
 
 
 class Passes:
-    """A stand-in for a model: the sum of the ids of each text, after it is let go on."""
+    """A stand-in for a model: the sum of the ids of each text, once it is released."""
 
     def __init__(self) -> None:
         self.texts: list[list[int]] = []

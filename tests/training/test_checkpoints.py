@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_sentence(saved_twice, 
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", full)
-        with pytest.raises(UserError, match="last: the disk is full; free some space; the same command then goes on"):
+        with pytest.raises(UserError, match="last: the disk is full; free some space; the same command then resumes"):
             save_last(run, accelerator, model, optimizer, progress)
     assert "last.partial" not in [path.name for path in run.last_checkpoint.parent.iterdir()]
     found = load_last(run, accelerator, model, optimizer)

@@ -41,7 +41,7 @@ def test_a_kill_between_evaluations_loses_minutes_and_changes_nothing(write_reci
         with pytest.raises(Killed):
             main([str(path), "exp.run_name=killed"])
     assert not [thread for thread in threading.enumerate() if thread.name == "llmcls checkpoint"]
-    # Training goes on while a checkpoint is written, so it is that of one of the last steps.
+    # Training continues while a checkpoint is written, so it is that of one of the last steps.
     assert 2 <= read_json(root / "killed/run_0/checkpoints/last/progress.json")["step"] <= 7
     fresh_accelerator()
     main([str(path), "exp.run_name=killed"])

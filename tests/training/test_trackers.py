@@ -42,7 +42,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning(when: str, log_lines: 
         tracker.send(step, {"loss": 1.0})
     tracker.close()
     assert log_lines == [
-        "wandb failed (the service is gone); training goes on without it, and metrics.jsonl has its numbers"
+        "wandb failed (the service is gone); training continues without it, and metrics.jsonl has its numbers"
     ]
 
 

@@ -85,7 +85,9 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        log.warning("%s failed (%s); training continues without it, and metrics.jsonl has its numbers", self.name, reason)
+        log.warning(
+            "%s failed (%s); training continues without it, and metrics.jsonl has its numbers", self.name, reason
+        )
 
 
 def open_trackers(run: RunFolder, recipe: Recipe, resumed_step: int) -> list[Tracker]:

@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     host, port = socket.getsockname()[:2]
     if key is None and host not in ("127.0.0.1", "::1"):
         log.warning("every program that reaches %s can use this server: it has no --api-key-file", host)
-    log.info("serving %s on http://%s:%d, interface at /docs", ", ".join(names), host, port)
+    ready = f"serving {', '.join(names)} on http://{host}:{port}, interface at /docs"
     try:
-        Server(make_app(service, limits, key), service, arguments.drain_seconds).run([socket])
+        Server(make_app(service, limits, key), service, arguments.drain_seconds, ready).run([socket])
     finally:
         service.close()
     log.info("stopped")

@@ -32,9 +32,11 @@ class Server(uvicorn.Server):
     app : Guard
     service : Service
     drain_seconds : float
+    ready : str
+        What is logged once the server listens, so that whoever reads it can connect.
     """
 
-    def __init__(self, app: Guard, service: Service, drain_seconds: float) -> None:
+    def __init__(self, app: Guard, service: Service, drain_seconds: float, ready: str = "") -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -45,7 +47,13 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(drain_seconds + app.limits.body_seconds + SENDING),
         )
         super().__init__(config)
-        self.service, self.drain_seconds = service, drain_seconds
+        self.service, self.drain_seconds, self.ready = service, drain_seconds, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.ready:
+            log.info(self.ready)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop. Without the base class, which would end the process by the same signal afterwards."""

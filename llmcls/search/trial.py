@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 
 from llmcls.common.files import read_json
 from llmcls.common.signals import EXIT_BY_KEYBOARD, EXIT_INTERRUPTED, Interrupted
+from llmcls.results.lock import in_use
 from llmcls.results.run_folder import RunFolder
 
 # What a training may take to save after it was asked to end.
@@ -93,6 +95,9 @@ def train_trial(
     """
     log = run.path.parent / "trial.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    # A search that was killed may have left its training, which is as good as a new one.
+    while in_use(run.experiment.lock):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     evaluations = Evaluations(run.metrics_log, metric)
     with log.open("ab") as output:
         start = output.tell()

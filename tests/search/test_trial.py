@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from llmcls.common.signals import Interrupted
+from llmcls.results.lock import locked
 from llmcls.results.run_folder import RunFolder
 from llmcls.search.trial import Evaluations, train_trial
 
@@ -67,6 +70,19 @@ def test_a_training_that_was_stopped_by_a_signal_can_be_resumed(training) -> Non
     command, run = training("sys.exit(85)")
     with pytest.raises(Interrupted, match="run the same command again to resume"):
         train_trial(command, run, "f1_micro")
+
+
+def test_a_training_that_a_killed_search_left_is_waited_for(training) -> None:
+    # What it would say while the other one trains is a failure.
+    command, run = training(
+        "sys.exit(2) if (run.parent / '.lock').exists() else "
+        "(run / 'metrics.json').write_text(json.dumps({'validation': {'f1_micro': 0.5}}))"
+    )
+    run.path.mkdir(parents=True)
+    with ExitStack() as left:
+        left.enter_context(locked(run.experiment.lock, "the run"))
+        threading.Timer(0.5, left.close).start()
+        assert train_trial(command, run, "f1_micro").value == 0.5
 
 
 def test_an_evaluation_counts_once_and_a_line_being_written_waits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ evaluate, and write the run folder; then summarise the seeds.
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import sys
@@ -44,6 +45,7 @@ from llmcls.model.classifier import count_parameters
 from llmcls.recipe.defaults import checkpoints_activations
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
+from llmcls.results.dashboard import dashboard_of, reference_values
 from llmcls.results.model_card import write_model_card
 from llmcls.results.report import render_experiment_report, write_report
 from llmcls.results.run_folder import ExperimentFolder, RunFolder, recipe_of_run
@@ -60,7 +62,9 @@ from llmcls.training.optimizer import build_optimizer, optimizer_name
 from llmcls.training.recomputation import needed_gib, settle_recomputation
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import resolve_token_budget
+from llmcls.training.trackers import check_trackers
 from llmcls.training.tracking import RunLog
+from llmcls.training.utilisation import token_flops
 from llmcls.training.warm_start import warm_start
 
 # Named explicitly, because as a command this module is called "__main__".
@@ -76,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     accelerator = open_accelerator(recipe)
     configure_logging(accelerator.is_main_process)
+    check_trackers(recipe)
     try:
         with claimed_experiment(recipe, accelerator):
             train_seeds(recipe, accelerator)
@@ -146,6 +151,7 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     placement = (accelerator.device, loading_device(accelerator), autocast_dtype(accelerator))
     classifier = build_classifier(settled, inputs.labels, *placement)
     trainable, total = count_parameters(classifier)
+    flops = token_flops(classifier)
     optimizer: Any = build_optimizer(classifier, recipe, accelerator.device, shards_state(accelerator))
     model, optimizer = prepare(accelerator, classifier, optimizer)
     rows = global_batch_size(recipe, ranks)
@@ -163,7 +169,8 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
         global_batch_size=progress.global_batch_size,
         packed=unwrapped(model).packs,
         max_tokens=resolve_token_budget(settled, accelerator, model, inputs.labels),
-        run_log=RunLog(run, recipe, progress.step) if accelerator.is_main_process else None,
+        run_log=RunLog(run, recipe_of_run(recipe, seed), progress.step) if accelerator.is_main_process else None,
+        token_flops=flops,
     )
     log.info(
         "seed %d: %s trainable of %s parameters, %s, %s x %d on %s, %d optimizer steps -> %s",
@@ -178,6 +185,8 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     try:
         if not progress.step:
             warm_start(setup, model, scorer, inputs)
+        if setup.run_log is not None:
+            setup.run_log.draw_lines(setup.total_steps, reference_values(run.experiment, recipe))
         train_loop(setup, model, optimizer, scorer, progress)
         load_best(run, accelerator, model)
         saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
@@ -197,6 +206,11 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
                 write_report(run, recipe_of_run(recipe, seed), final.metrics)
                 write_model_card(run, recipe_of_run(recipe, seed), final.metrics)
                 finish_run(run, final.metrics)
+                if setup.run_log is not None:
+                    made = functools.partial(
+                        dashboard_of, run, recipe_of_run(recipe, seed), inputs.labels, final.metrics
+                    )
+                    setup.run_log.show(progress.step, made)
     finally:
         if setup.run_log is not None:
             setup.run_log.close(sys.exception())

@@ -14,7 +14,12 @@ _HARMLESS = {
     "train.report_to",
     "train.save_minutes",
     "train.save_total_limit",
+    "train.tracking_group",
+    "train.tracking_tags",
+    "train.tracking_texts",
     "train.train_metrics_rows",
+    "train.wandb_entity",
+    "train.wandb_project",
 }
 
 

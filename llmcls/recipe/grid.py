@@ -121,9 +121,11 @@ def tasks_of(grid: Grid) -> list[Task]:
     >>> len(tasks_of(grid))
     4
     >>> tasks_of(grid)[1].overrides
-    ['train.batch_size=4', 'exp.seeds=[2]', 'exp.run_name=batch_size-4_seed-2']
+    ['train.tracking_group=sweep-grid', 'train.batch_size=4', 'exp.seeds=[2]', 'exp.run_name=batch_size-4_seed-2']
     """
     tasks: list[Task] = []
+    # Trackers show the runs of a sweep together, unless the grid says otherwise.
+    group = "train.tracking_group=sweep-" + re.sub(r"[^\w.-]+", "-", Path(grid.source).stem)
     taken: set[str] = set()
     for combination in itertools.product(*grid.grid.values()):
         values = dict(zip(grid.grid, combination, strict=True))
@@ -138,7 +140,7 @@ def tasks_of(grid: Grid) -> list[Task]:
             chosen = [f"{key}={value}" for key, value in pairs]
             common = [override.replace("{seed}", str(seed)) for override in grid.overrides]
             identity = [f"exp.seeds=[{seed}]", f"exp.run_name={name}"]
-            tasks.append(Task(values, seed, [*common, *chosen, *identity]))
+            tasks.append(Task(values, seed, [group, *common, *chosen, *identity]))
     return tasks
 
 

@@ -218,8 +218,17 @@ class TrainSection:
     )
     save_total_limit: int = _key(1, "Number of best checkpoints that are kept.")
     train_metrics_rows: int = _key(2000, "Training rows that the final evaluation scores; 0 for none.")
-    report_to: list[Literal["tensorboard", "wandb"]] = _key(
-        ["tensorboard"], "Trackers: `tensorboard`, `wandb`. metrics.jsonl is always written."
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = _key(
+        ["tensorboard"], "Trackers: `tensorboard`, `wandb`, `mlflow`. metrics.jsonl is always written."
+    )
+    wandb_project: str | None = _key(None, "Project of wandb. Default: `WANDB_PROJECT`, else data.dataset_name.")
+    wandb_entity: str | None = _key(None, "User or team of wandb. Default: that of the login.")
+    tracking_group: str | None = _key(
+        None, "wandb and MLflow show runs of one group together. Default: the experiment, so all seeds of a recipe."
+    )
+    tracking_tags: list[str] = _key([], "Tags of the runs in wandb and MLflow, beside model and data set.")
+    tracking_texts: bool = _key(
+        True, "Whether trackers get mistakes with their texts and, in wandb and MLflow, the report."
     )
 
 

@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def trackers(self) -> Path:
+        """The ids of the run in wandb and MLflow, so that a resumed run is the same one there."""
+        return self.path / "trackers.json"
+
+    @property
     def model(self) -> Path:
         """Adapter and head (or the whole model), tokenizer, labels, recipe.
 

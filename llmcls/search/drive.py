@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from dataclasses import dataclass
 
@@ -64,8 +65,9 @@ def train_next(search: Search, request: Request) -> bool:
         identity = [f"exp.run_name={search.run_name(number)}", f"exp.seeds=[{request.seeds[0]}]"]
         given = [*request.overrides, *changes, *identity]
         run = ExperimentFolder.of(load_recipe(request.recipe, given)).run(0)
-        command = [*request.command, request.recipe, *given, "exp.baselines=false"]
-        outcome = train_trial(command, run, request.metric, functools.partial(_is_behind, trial))
+        outcome = train_trial(
+            _command(search, request, given), run, request.metric, functools.partial(_is_behind, trial)
+        )
         _tell(search, trial, outcome)
         print(f"trial {number}: {_in_words(outcome)}", flush=True)
     _drop_weights(search, request)
@@ -73,6 +75,12 @@ def train_next(search: Search, request: Request) -> bool:
     if len(failed) >= MOST_FAILURES and not best_first(search.study):
         raise UserError(f"{len(failed)} trials failed and none succeeded; the last: {outcome.failure}"[:280])
     return True
+
+
+def _command(search: Search, request: Request, overrides: list[str]) -> list[str]:
+    """Starts a training of the search; trackers show all of them together, unless the overrides say otherwise."""
+    group = f"train.tracking_group={json.dumps(search.group)}"
+    return [*request.command, request.recipe, group, *overrides, "exp.baselines=false"]
 
 
 def _is_behind(trial: optuna.Trial, number: int, value: float) -> bool:
@@ -128,8 +136,8 @@ def finish_search(search: Search, request: Request) -> None:
             if all(run.finished for run in runs_of(recipe)):
                 continue
             print(f"{candidate.name}, seeds {', '.join(map(str, request.seeds))}", flush=True)
-            command = [*request.command, request.recipe, *request.overrides, *candidate.overrides]
-            outcome = train_trial([*command, "exp.baselines=false"], runs_of(recipe)[-1], request.metric)
+            command = _command(search, request, [*request.overrides, *candidate.overrides])
+            outcome = train_trial(command, runs_of(recipe)[-1], request.metric)
             if outcome.failure:
                 raise UserError(f"{candidate.name} failed: {outcome.failure}"[:280])
         result = result_of(request.metric, candidates, load)

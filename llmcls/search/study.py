@@ -55,6 +55,11 @@ class Search:
     seed: int
     seen_alive: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def group(self) -> str:
+        """What trackers show the trials together as: model, data set and name of the search."""
+        return "/".join([*self.folder.parts[-2:], self.name])
+
     def run_name(self, number: int) -> str:
         """The run name of the trial with this origin."""
         return f"{self.name}-{number:03d}"

@@ -13,7 +13,7 @@ from llmcls.engine.accelerator import sum_over_ranks
 from llmcls.evaluation.not_finite import advice
 from llmcls.training.checkpoints import Interval, Progress
 from llmcls.training.optimizer import learning_rate_factor
-from llmcls.training.progress_bar import StepDisplay
+from llmcls.training.progress_bar import StepDisplay, memory_used
 from llmcls.training.setup import TrainingSetup
 
 # How late a rank may react to a signal of another one.
@@ -134,7 +134,15 @@ class LoggingInterval:
             "gradient_norm": line.largest_norm,
             "samples_per_second": line.rows / line.seconds,
             "tokens_per_second": line.tokens / line.seconds,
+            "memory_gb": memory_used(setup.accelerator.device) / 1e9,
         }
+        if train.head_learning_rate is not None:
+            values["head_learning_rate"] = train.head_learning_rate * factor
+        if train.lora_plus_ratio is not None:
+            values["lora_b_learning_rate"] = train.learning_rate * train.lora_plus_ratio * factor
+        share = setup.share_of_peak(values["tokens_per_second"])
+        if share is not None:
+            values["share_of_peak"] = share
         progress.interval = Interval()
         display.report(progress.step, values, progress.seconds)
         setup.record(progress.step, "train", values)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import netrc
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,9 +11,12 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+from llmcls.common.user_error import UserError
 from llmcls.model.memory import GIB
 from llmcls.recipe.schema import Recipe
 from llmcls.recipe.shareable import hub_name
+from llmcls.training.mlflow_sink import require_mlflow
+from llmcls.training.wandb_sink import login_problem, require_wandb, wandb_mode
 
 # Free space below which checkpoints and caches may not fit, in GiB.
 LITTLE_DISK = 5.0
@@ -28,7 +29,7 @@ def machine_preview(recipe: Recipe) -> tuple[list[str], list[str]]:
     """What this machine has, one line each, and what of it is a problem."""
     lines: list[str] = []
     problems: list[str] = []
-    for found, problem in (*_devices(), _disk(recipe), _hub(recipe), _wandb(recipe)):
+    for found, problem in (*_devices(), _disk(recipe), _hub(recipe), _wandb(recipe), _mlflow(recipe)):
         if found:
             lines.append(found)
         if problem:
@@ -88,19 +89,23 @@ def _wandb(recipe: Recipe) -> tuple[str, str | None]:
     """Whether wandb can start, if the recipe asks for it."""
     if "wandb" not in recipe.train.report_to:
         return "", None
-    if importlib.util.find_spec("wandb") is None:
-        return "", "train.report_to names wandb, which is not installed; run `pip install 'llmcls[wandb]'`"
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode != "online":
-        return f"wandb: {mode} (WANDB_MODE)", None
-    if os.environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai"):
-        return "wandb: logged in", None
-    return "", "train.report_to names wandb, and nobody is logged in; run `wandb login`, or set WANDB_MODE=offline"
-
-
-def _in_netrc(host: str) -> bool:
-    """Whether a file of logins names a host, as `wandb login` writes it."""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        require_wandb()
+    except UserError as error:
+        return "", str(error)
+    problem = login_problem()
+    if problem:
+        return "", f"train.report_to names wandb, and {problem}"
+    mode = wandb_mode()
+    return "wandb: logged in" if mode == "online" else f"wandb: {mode} (WANDB_MODE)", None
+
+
+def _mlflow(recipe: Recipe) -> tuple[str, str | None]:
+    """Whether MLflow can start, if the recipe asks for it."""
+    if "mlflow" not in recipe.train.report_to:
+        return "", None
+    try:
+        require_mlflow()
+    except UserError as error:
+        return "", str(error)
+    return f"mlflow: {os.environ.get('MLFLOW_TRACKING_URI') or f'{recipe.exp.output_root}/mlflow.db'}", None

@@ -218,10 +218,15 @@ def _that_fit(words: list[str], width: int) -> list[str]:
 
 def memory_in_words(device: torch.device) -> str:
     """The memory that is in use: of a GPU with all that it has, elsewhere of this process."""
+    used = f"{memory_used(device) / 1e9:.1f}"
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.memory_reserved(device) / 1e9:.1f} of {total / 1e9:.0f} GB"
-    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
+        return f"{used} of {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB"
+    return f"{used} GB"
+
+
+def memory_used(device: torch.device) -> int:
+    """The bytes that are in use: of a GPU those that torch reserved, elsewhere those of this process."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def _move_log(before: TextIO, after: TextIO) -> None:

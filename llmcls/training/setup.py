@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from llmcls.data.batches import BatchSpec, balanced_weights, steps_per_epoch
 from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.splits import Split
+from llmcls.engine.accelerator import autocast_dtype
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
 from llmcls.model.losses import Loss, build_loss
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.training.tracking import RunLog
+from llmcls.training.utilisation import share_of_peak
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class TrainingSetup:
         Tokens of a micro-batch.
     run_log : RunLog, optional
         On the main process only.
+    token_flops : float
+        See `llmcls.training.utilisation.token_flops`; 0 if it is not known.
     """
 
     recipe: Recipe
@@ -53,6 +57,7 @@ class TrainingSetup:
     packed: bool
     max_tokens: int
     run_log: RunLog | None = None
+    token_flops: float = 0.0
 
     @property
     def batches(self) -> BatchSpec:
@@ -83,6 +88,13 @@ class TrainingSetup:
     def thresholds(self) -> Thresholds:
         """The thresholds of a run without validation rows, which could tune them."""
         return fixed_thresholds(len(self.labels.names), at_least_one=self.recipe.train.at_least_one_label)
+
+    def share_of_peak(self, tokens_per_second: float) -> float | None:
+        """The share of the peak of the GPUs that this many tokens reach; None if their peak is not known."""
+        accelerator, dtype = self.accelerator, self.recipe.model.torch_dtype
+        sixteen_bits = autocast_dtype(accelerator) is not None or dtype != "float32"
+        flops = self.token_flops * tokens_per_second
+        return share_of_peak(flops, accelerator.device, accelerator.num_processes, sixteen_bits)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write values to the log of the run, on the rank that has one."""

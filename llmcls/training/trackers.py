@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard and wandb, which show the numbers of a run and may never hold it up or end it.
+"""Trackers: TensorBoard, wandb and MLflow, which show a run and may never hold it up or end it.
 
 Each gets its numbers in a thread of its own. So training does not wait for a disk or a network, and an interrupt of the
 main thread cannot leave a tracker half-way. A tracker that fails is dropped with one warning.
@@ -7,33 +7,27 @@ main thread cannot leave a tracker half-way. A tracker that fails is dropped wit
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from llmcls.common.files import read_json
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import recipe_to_dict
 from llmcls.recipe.schema import Recipe
+from llmcls.results.dashboard import Dashboard
 from llmcls.results.run_folder import RunFolder
+from llmcls.training.mlflow_sink import open_mlflow, require_mlflow
+from llmcls.training.sink import Numbers, Sink, TrackedRun
+from llmcls.training.tensorboard_sink import open_tensorboard
+from llmcls.training.wandb_sink import login_problem, open_wandb, require_wandb
 
 log = logging.getLogger(__name__)
 
 # What a tracker may take to write or upload the rest, when the run ends.
 SECONDS_TO_CLOSE = 60.0
-
-Numbers = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Sink:
-    """What a tracker does with numbers, and how it ends."""
-
-    send: Callable[[int, Numbers], None]
-    close: Callable[[], None]
 
 
 class Tracker:
@@ -49,7 +43,7 @@ class Tracker:
 
     def __init__(self, name: str, open_sink: Callable[[], Sink]) -> None:
         self.name = name
-        self._waiting: queue.SimpleQueue[tuple[int, Numbers] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Callable[[Sink], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         try:
             sink = open_sink()
@@ -61,10 +55,18 @@ class Tracker:
         self._thread = threading.Thread(target=self._run, args=(sink,), daemon=True, name=f"llmcls {name}")
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether it takes what it is given."""
+        return self._thread is not None and self._thread.is_alive()
+
     def send(self, step: int, numbers: Numbers) -> None:
         """Hand numbers over, without waiting for the tracker."""
-        if self._thread is not None and self._thread.is_alive():
-            self._waiting.put((step, numbers))
+        self._put(lambda sink: sink.send(step, numbers))
+
+    def show(self, step: int, dashboard: Dashboard) -> None:
+        """Hand over what a finished run shows."""
+        self._put(lambda sink: sink.show(step, dashboard))
 
     def close(self, seconds: float = SECONDS_TO_CLOSE) -> None:
         """Let the tracker write the rest, for so many seconds at most."""
@@ -75,10 +77,14 @@ class Tracker:
         if self._thread.is_alive():
             log.warning("%s did not finish within %.0f s; its last numbers may be missing", self.name, seconds)
 
+    def _put(self, work: Callable[[Sink], None]) -> None:
+        if self.running:
+            self._waiting.put(work)
+
     def _run(self, sink: Sink) -> None:
         try:
-            while (item := self._waiting.get()) is not None:
-                sink.send(*item)
+            while (work := self._waiting.get()) is not None:
+                work(sink)
             sink.close()
         except Exception as error:
             self._give_up(error)
@@ -90,19 +96,55 @@ class Tracker:
         )
 
 
-def open_trackers(run: RunFolder, recipe: Recipe, resumed_step: int) -> list[Tracker]:
-    """The trackers of a recipe.
+def check_trackers(recipe: Recipe) -> None:
+    """Say what is wrong with the trackers of a recipe before any work begins.
 
     Raises
     ------
     UserError
-        If the recipe asks for wandb, and it is not installed.
+        If the recipe asks for a tracker that is not installed.
     """
+    if "wandb" in recipe.train.report_to:
+        require_wandb()
+        problem = login_problem()
+        if problem:
+            log.warning("train.report_to names wandb, and %s; training goes on without it", problem)
+    if "mlflow" in recipe.train.report_to:
+        require_mlflow()
+
+
+def open_trackers(run: RunFolder, recipe: Recipe, resumed_step: int) -> list[Tracker]:
+    """The trackers of a recipe.
+
+    Parameters
+    ----------
+    run : RunFolder
+    recipe : Recipe
+        Of this run: with one seed.
+    resumed_step : int
+        The step that the run resumes after; 0 for a new run.
+
+    Raises
+    ------
+    UserError
+        If the recipe asks for a tracker that is not installed.
+    """
+    config: dict[str, Any] = recipe_to_dict(recipe)
+    if run.environment.is_file():
+        config["environment"] = read_json(run.environment)
+    tracked = TrackedRun(run, recipe, config, resumed_step)
     sinks: dict[str, Callable[[], Sink]] = {
-        "tensorboard": lambda: _tensorboard(run, resumed_step),
-        "wandb": lambda: _wandb(run, recipe),
+        "tensorboard": lambda: open_tensorboard(tracked),
+        "wandb": lambda: open_wandb(tracked),
+        "mlflow": lambda: open_mlflow(tracked),
     }
-    return [Tracker(name, sinks[name]) for name in dict.fromkeys(recipe.train.report_to)]
+    wanted = dict.fromkeys(recipe.train.report_to)
+    if "wandb" in wanted:
+        require_wandb()
+        # Without a login it would ask for one; `check_trackers` has said that it is left out.
+        if login_problem():
+            del wanted["wandb"]
+    return [Tracker(name, sinks[name]) for name in wanted]
 
 
 def close_all(trackers: list[Tracker]) -> None:
@@ -110,44 +152,3 @@ def close_all(trackers: list[Tracker]) -> None:
     deadline = time.monotonic() + SECONDS_TO_CLOSE
     for tracker in trackers:
         tracker.close(max(0.1, deadline - time.monotonic()))
-
-
-def _tensorboard(run: RunFolder, resumed_step: int) -> Sink:
-    """A writer of TensorBoard event files, which hides events after the resumed step."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
-
-    def send(step: int, numbers: Numbers) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-
-    return Sink(send, writer.close)
-
-
-def _wandb(run: RunFolder, recipe: Recipe) -> Sink:
-    """A wandb run with optimizer steps on the x-axis."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            "train.report_to names wandb, which is not installed; run `pip install 'llmcls[wandb]'`"
-        ) from None
-    try:
-        started: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", recipe.data.dataset_name),
-            name="/".join(run.path.parts[-3:]),
-            dir=str(run.path),
-            config=recipe_to_dict(recipe),
-            reinit="finish_previous",
-            # The changes of the repository that it would upload can contain what belongs in no tracker.
-            settings=wandb.Settings(disable_git=True, save_code=False),
-        )
-    except wandb.errors.Error as error:
-        raise RuntimeError(f"it did not start: {error}; run `wandb login`, or set WANDB_MODE=offline") from error
-    started.define_metric("*", step_metric="step")
-
-    def send(step: int, numbers: Numbers) -> None:
-        started.log(numbers | {"step": step})
-
-    return Sink(send, started.finish)

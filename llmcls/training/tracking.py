@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmcls.common.logs import RedactingFormatter
 from llmcls.common.signals import Interrupted, signal_name
 from llmcls.common.user_error import UserError
 from llmcls.recipe.schema import Recipe
+from llmcls.results.dashboard import Dashboard
 from llmcls.results.run_folder import RunFolder
 from llmcls.training.trackers import close_all, open_trackers
 
@@ -34,13 +36,14 @@ class RunLog:
     ----------
     run : RunFolder
     recipe : Recipe
+        Of this run: with one seed.
     resumed_step : int
         The step that the run resumes after. Numbers that were logged after it are removed.
 
     Raises
     ------
     UserError
-        If the recipe asks for wandb, and it is not installed.
+        If the recipe asks for a tracker that is not installed.
     """
 
     def __init__(self, run: RunFolder, recipe: Recipe, resumed_step: int = 0) -> None:
@@ -64,7 +67,37 @@ class RunLog:
         """
         self._file.write(json.dumps({"step": step, "split": split, "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
-        numbers = {f"{split}/{name}": v for name, v in flatten(values).items()}
+        self._send(step, split, values)
+
+    def draw_lines(self, total_steps: int, references: dict[str, dict[str, Any]]) -> None:
+        """Show values that do not change, such as those of baselines, as lines from the first step to the last."""
+        for step in (0, total_steps):
+            for name, values in references.items():
+                self._send(step, name, values)
+
+    def show(self, step: int, build: Callable[[], Dashboard]) -> None:
+        """Show tables and figures of the finished run in the trackers, if there are any.
+
+        Parameters
+        ----------
+        step : int
+            The last optimizer step.
+        build : callable
+            Makes them; if it fails, they are left out with a warning, because the run itself is done.
+        """
+        if not any(tracker.running for tracker in self._trackers):
+            return
+        try:
+            dashboard = build()
+        except Exception as error:
+            log.warning("tables and figures for the trackers failed (%s: %s)", type(error).__name__, str(error)[:120])
+            return
+        for tracker in self._trackers:
+            tracker.show(step, dashboard)
+
+    def _send(self, step: int, group: str, values: dict[str, Any]) -> None:
+        """Hand numbers to the trackers, under the name of their group."""
+        numbers = {f"{group}/{name}": v for name, v in flatten(values).items()}
         for tracker in self._trackers:
             tracker.send(step, numbers)
 

@@ -4,8 +4,7 @@
     python launch/run.py test
     python launch/run.py train recipes/amazon.yaml [--profile ddp] [--dry-run] [--slurm] [key=value ...]
 
-Needs only Python: sets up the environment if there is none, builds the ``accelerate launch`` command, prints it, and
-runs it.
+Needs only Python: sets up the environment if there is none, and then runs the commands of llmcls.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 
+from llmcls.common.secrets import token_to_environment  # noqa: E402
 from llmcls.engine.hardware import find_hardware  # noqa: E402
 
 # Run tests in parallel; more than four processes would need too much memory.
@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--machines", type=int, help="number of machines (with --machine-rank and --main-ip)")
     train.add_argument("--machine-rank", type=int, default=0)
     train.add_argument("--main-ip", help="address of machine 0")
-    train.add_argument("--main-port", type=int, default=29500)
+    train.add_argument("--main-port", type=int, help="port of machine 0; default: 29500")
     train.add_argument("--model-size", help="such as 8B, to choose the profile; read from the recipe if left out")
-    train.add_argument("--hardware", help="a JSON file that describes the hardware; detected if left out")
+    train.add_argument("--hardware", help="a JSON file that describes the hardware, as of `llmcls train`")
     train.add_argument("--gpus-per-node", type=int, help="the hardware in short: GPUs of each machine; 0 for CPUs")
     train.add_argument("--gpu-memory", type=float, metavar="GIB", help="with --gpus-per-node: memory of each GPU")
     train.add_argument("--dry-run", action="store_true", help="print the command without running it")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown and (arguments.command != "train" or any(u.startswith("-") for u in unknown)):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command == "train":
-        arguments.overrides = without_token(arguments.overrides + unknown)
+        arguments.overrides = token_to_environment(arguments.overrides + unknown)
         if not installed():
             set_up(bool(find_hardware().gpus))
         return train_command(arguments)
@@ -95,11 +95,8 @@ def demo() -> int:
     else:
         recipe, data, results = "recipes/quickstart_tiny.yaml", "demo/products", "outputs/tiny-llama/products"
     predictions = "demo/predictions.jsonl"
-    chosen = choose([recipe])
-    if isinstance(chosen, int):
-        return chosen
     steps = [
-        accelerate_command(recipe, [], Path(chosen["file"]), chosen["processes"]),
+        [python, "-m", "llmcls", "train", recipe],
         [python, "-m", "llmcls.predict", "--recipe", recipe, "--input", f"{data}/test.csv", "--output", predictions],
     ]
     for step in steps:
@@ -134,7 +131,7 @@ def run_tests(extra: list[str]) -> int:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    """Choose a profile, print the command, and run or submit it. Returns the exit code."""
+    """Train here with ``llmcls train``, or submit a job. Returns the exit code."""
     options = {
         "--profile": arguments.profile,
         "--machines": arguments.machines,
@@ -143,64 +140,42 @@ def train_command(arguments: argparse.Namespace) -> int:
         "--gpus": arguments.gpus_per_node,
         "--gpu-memory": arguments.gpu_memory,
     }
-    if arguments.slurm and arguments.hardware is None and arguments.gpus_per_node is None:
+    if arguments.slurm:
+        return submit(arguments, words(options))
+    options |= {
+        "--processes": arguments.processes,
+        "--machine-rank": arguments.machine_rank or None,
+        "--main-ip": arguments.main_ip,
+        "--main-port": arguments.main_port,
+    }
+    command = [python_to_use(), "-m", "llmcls", "train", arguments.recipe, *arguments.overrides, *words(options)]
+    return execute([*command, *(["--dry-run"] if arguments.dry_run else [])])
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """The options that were given, as words of a command line."""
+    return [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+
+
+def submit(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Choose a profile for the nodes, print the command of sbatch, and run it. Returns the exit code."""
+    if arguments.hardware is None and arguments.gpus_per_node is None:
         print(
             "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4 "
             "--gpu-memory 80, or --gpus-per-node 4 --profile ddp, or --gpus-per-node 0, or --hardware FILE",
             file=sys.stderr,
         )
         return 2
-    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-    chosen = choose([arguments.recipe, *arguments.overrides, *given])
+    chosen = choose([arguments.recipe, *arguments.overrides, *options])
     if isinstance(chosen, int):
         return chosen
-    profile, machines = Path(chosen["file"]), chosen["machines"]
-    processes = arguments.processes or chosen["processes"]
-    if arguments.slurm:
-        gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
-        # Four cores for each process; the script asks for those of one process.
-        cores = [f"--cpus-per-task={4 * chosen['gpus']}"] if chosen["gpus"] > 1 else []
-        command = ["sbatch", f"--nodes={machines}", *gpus, *cores, "slurm/train.sh", arguments.recipe, shown(profile)]
-        command += arguments.overrides
-    else:
-        command = accelerate_command(arguments.recipe, arguments.overrides, profile, processes)
-        if machines > 1:
-            at = command.index("-m", 3)
-            command[at:at] = [
-                "--num_machines", str(machines), "--machine_rank", str(arguments.machine_rank),
-                "--main_process_ip", arguments.main_ip or "ADDRESS_OF_MACHINE_0",
-                "--main_process_port", str(arguments.main_port),
-            ]  # fmt: skip
+    gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
+    # Four cores for each process; the script asks for those of one process.
+    cores = [f"--cpus-per-task={4 * chosen['gpus']}"] if chosen["gpus"] > 1 else []
+    command = ["sbatch", f"--nodes={chosen['machines']}", *gpus, *cores, "slurm/train.sh", arguments.recipe]
+    command += [shown(Path(chosen["file"])), *arguments.overrides]
     show(command)
-    if arguments.dry_run:
-        return 0
-    if not arguments.slurm and machines > 1 and not arguments.main_ip:
-        print("error: several machines need --main-ip, the address of machine 0", file=sys.stderr)
-        return 2
-    if not arguments.slurm:
-        # The launcher prints its own traceback below an error of the user. The check reports such errors without it.
-        code = execute([python_to_use(), "-m", "llmcls.check", arguments.recipe, *arguments.overrides])
-        if code:
-            return code
-    return execute(command)
-
-
-def without_token(overrides: list[str]) -> list[str]:
-    """Move a token of the hub from the command line, which others can see, to the environment of the processes.
-
-    Returns
-    -------
-    The overrides, with a token of the recipe taken out, because the environment now has another one.
-    """
-    kept = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        token = value.strip().strip("'\"")
-        if equals and key.strip() in ("hf_token", "model.hf_token") and token not in ("", "null", "~"):
-            os.environ["HF_TOKEN"] = token
-            override = "model.hf_token=null"
-        kept.append(override)
-    return kept
+    return 0 if arguments.dry_run else execute(command)
 
 
 def choose(arguments: list[str]) -> dict[str, Any] | int:
@@ -227,12 +202,6 @@ def choose(arguments: list[str]) -> dict[str, Any] | int:
     return chosen
 
 
-def accelerate_command(recipe: str, overrides: list[str], profile: Path, processes: int) -> list[str]:
-    """The command that starts training with a profile."""
-    launch = [python_to_use(), "-m", "accelerate.commands.launch", "--config_file", shown(profile)]
-    return [*launch, "--num_processes", str(processes), "-m", "llmcls.train", recipe, *overrides]
-
-
 def shown(path: Path) -> str:
     """A path, relative to the current folder if possible."""
     try:
@@ -243,8 +212,7 @@ def shown(path: Path) -> str:
 
 def show(command: list[str]) -> None:
     """Print a command as a user would type it on this system."""
-    typed = ["accelerate", "launch", *command[3:]] if "accelerate.commands.launch" in command else command
-    print("$ " + (subprocess.list2cmdline(typed) if os.name == "nt" else shlex.join(typed)), flush=True)
+    print("$ " + (subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)), flush=True)
 
 
 def execute(command: list[str]) -> int:

@@ -1,5 +1,7 @@
 """The console command: ``llmcls COMMAND ...`` does what ``python -m llmcls.COMMAND ...`` does.
 
+Only ``llmcls train`` does more: it chooses a profile and starts the processes that train.
+
 Each command has its own parser. This module only lists the commands and passes the arguments on, so that
 ``llmcls --help`` is quick and both forms behave the same.
 """
@@ -39,10 +41,13 @@ COMMANDS = {
     "sweep": ("For job scripts", "Answer one question about a sweep, for slurm/sweep.sh."),
 }
 
+# What starts the processes of a command that has several. It imports little before it does.
+STARTED_BY = {"train": "llmcls.training.launcher"}
+
 app = typer.Typer(
     name="llmcls",
     help="Fine-tune language models for text classification, from a laptop to a cluster.",
-    epilog="`llmcls COMMAND --help` explains a command. On several GPUs or machines, start training with a profile: "
+    epilog="`llmcls COMMAND --help` explains a command. `llmcls train` chooses a profile; to choose it yourself: "
     "accelerate launch --config_file accel_configs/PROFILE.yaml -m llmcls.train RECIPE",
     no_args_is_help=True,
     add_completion=False,
@@ -54,7 +59,7 @@ def _register(name: str, group: str, description: str) -> None:
     """Add a command to `app`; its module is imported when it is called."""
 
     def command(context: typer.Context) -> None:
-        run_command(lambda: importlib.import_module(f"llmcls.{name}").main(context.args))
+        run_command(lambda: importlib.import_module(STARTED_BY.get(name, f"llmcls.{name}")).main(context.args))
 
     # The parser of the command reads everything after its name, including --help.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

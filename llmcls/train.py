@@ -1,4 +1,7 @@
-"""The training command: ``accelerate launch --config_file PROFILE -m llmcls.train RECIPE [key=value ...]``.
+"""The training command: ``llmcls train RECIPE [key=value ...]``.
+
+With ``--profile`` it starts the processes of ``accelerate launch --config_file PROFILE -m llmcls.train RECIPE``, which
+run this module; without, it trains in its own process.
 
 The module reads from top to bottom: load the recipe, load the data once, and for each seed build the model, train,
 evaluate, and write the run folder; then summarise the seeds.
@@ -12,7 +15,7 @@ import logging
 import sys
 from typing import Any
 
-from llmcls.common.command import add_recipe_arguments, command_parser, expect_interrupts, run_command
+from llmcls.common.command import expect_interrupts, run_command
 
 if __name__ == "__main__":
     # The imports below take seconds.
@@ -57,6 +60,7 @@ from llmcls.training.claim import claim_run_folder, claim_validation_rows, claim
 from llmcls.training.environment import environment
 from llmcls.training.final_evaluation import evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
+from llmcls.training.launcher import launch_training, train_parser, wants_processes
 from llmcls.training.loop import train_loop
 from llmcls.training.optimizer import build_optimizer, optimizer_name
 from llmcls.training.recomputation import needed_gib, settle_recomputation
@@ -73,9 +77,10 @@ log = logging.getLogger("llmcls.train")
 
 def main(argv: list[str] | None = None) -> None:
     """Train every seed of a recipe and write the summary."""
-    parser = command_parser("train", "Fine-tune a text classifier on this process, or on those of `accelerate launch`.")
-    add_recipe_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = train_parser().parse_intermixed_args(argv)
+    if wants_processes(arguments):
+        launch_training(arguments)
+        return
     watch_signals()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     accelerator = open_accelerator(recipe)

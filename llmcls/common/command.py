@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
+from llmcls.common.files import write_json
 from llmcls.common.secrets import redacted
 from llmcls.common.signals import interrupted_code
 from llmcls.common.system_errors import explain_system_error
@@ -53,11 +56,26 @@ def run_command(main: Callable[[], None]) -> None:
             # during this pause. An error that only this rank found is reported after the pause.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
+        _tell_launcher(redacted(f"error: {error}"))
         print(redacted(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr, flush=True)
         sys.exit(interrupted_code())
+
+
+def _tell_launcher(sentence: str) -> None:
+    """Let the launcher of torch repeat a sentence at the end of what it prints about a process that failed.
+
+    Notes
+    -----
+    torchelastic reads the message and the time from this file, and shows the process that failed first last.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        content = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            write_json(Path(path), content)
 
 
 def expect_interrupts() -> None:

@@ -27,6 +27,26 @@ def keep_secret(text: str) -> None:
         _hide_in_process_list(text.encode())
 
 
+def token_to_environment(overrides: list[str]) -> list[str]:
+    """Move a token of the hub from a command line, which others can see, to the environment of the processes.
+
+    Returns
+    -------
+    list of str
+        The overrides, with a token of the recipe taken out, because the environment now has another one.
+    """
+    kept = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        token = value.strip().strip("'\"")
+        if equals and key.strip() in ("hf_token", "model.hf_token") and token not in ("", "null", "~"):
+            keep_secret(token)
+            os.environ["HF_TOKEN"] = token
+            override = "model.hf_token=null"
+        kept.append(override)
+    return kept
+
+
 def redacted(text: str) -> str:
     """A text with ``***`` in place of every secret.
 

@@ -65,7 +65,7 @@ def watch_signals() -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    launcher = _PARENT if _launched() else None
+    launcher = _PARENT if is_launched() else None
     threading.Thread(target=_watch, args=(reader, writer, launcher), daemon=True, name="llmcls signals").start()
 
 
@@ -129,7 +129,7 @@ def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) 
         for number in reader.recv(64) if ready else b"":
             if number not in _KEYBOARD:
                 continue
-            same = SECONDS_OF_ONE_INTERRUPT_OF_A_LAUNCHER if _launched() else SECONDS_OF_ONE_INTERRUPT
+            same = SECONDS_OF_ONE_INTERRUPT_OF_A_LAUNCHER if is_launched() else SECONDS_OF_ONE_INTERRUPT
             if not pressed:
                 pressed = now
                 if _stepping:
@@ -148,8 +148,8 @@ def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) 
                 os._exit(EXIT_INTERRUPTED)
 
 
-def _launched() -> bool:
-    """Whether `accelerate launch` or torchrun started this process and waits for it."""
+def is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process, and waits for it."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 

@@ -20,6 +20,8 @@ from llmcls.recipe.schema import SECTIONS, Recipe
 
 # The splits that a run predicts, the most telling one last.
 PREDICTED_SPLITS = ("validation", "test")
+# In the folder of a checkpoint: how far the run was.
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,12 @@ from llmcls.engine.full_state import (
 from llmcls.engine.shards import torch_optimizer
 from llmcls.recipe.load import recipe_to_yaml
 from llmcls.recipe.schema import Recipe
-from llmcls.results.run_folder import RunFolder
+from llmcls.results.run_folder import PROGRESS, RunFolder
 from llmcls.training.best_checkpoints import WEIGHTS, require_best
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
+OPTIMIZER = "optimizer.pt"
 
 
 @dataclass

@@ -1,7 +1,7 @@
 # A thin wrapper around launch/run.py, which Windows users call with launch\run.cmd.
 PYTHON ?= python3
 
-.PHONY: setup demo fast test docs bench fuzz soak
+.PHONY: setup demo fast test docs bench fuzz soak guides
 
 setup demo fast test docs:
 	$(PYTHON) launch/run.py $@
@@ -25,3 +25,7 @@ fuzz:
 MINUTES ?= 60
 soak:
 	.venv/bin/python -m tests.faults.soak --minutes $(MINUTES)
+
+# The commands of the guides in the documentation, in order, with a tiny model; ends with 1 if one of them fails.
+guides:
+	.venv/bin/python -m tests.guides

@@ -31,6 +31,7 @@ OTHERS = {
     "git",
     "tensorboard",
     "wandb",
+    "mlflow",
     "pre-commit",
     "ls",
     "cat",

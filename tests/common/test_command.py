@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,19 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(capsys) -> None:
     captured = capsys.readouterr()
     assert captured.err == "error: a.csv, row 3: not a number\n"
     assert captured.out == ""
+
+
+def test_a_launcher_of_torch_can_repeat_the_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        run_command(failing(UserError("a.csv, row 3: not a number")))
+    # The last lines that the launcher prints.
+    lines = ChildFailedError("llmcls.train", {0: ProcessFailure(0, 1, 2, str(path))}).format_msg().splitlines()
+    assert lines[-2].strip() == "traceback : error: a.csv, row 3: not a number"
 
 
 def test_what_the_system_refuses_is_one_sentence(capsys) -> None:

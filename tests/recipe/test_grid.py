@@ -28,7 +28,9 @@ def test_every_combination_has_every_seed(write_grid: WriteGrid) -> None:
 
 def test_run_names_are_unique_and_say_what_was_tried(write_grid: WriteGrid) -> None:
     grid = load_grid(write_grid())
-    names = [load_recipe(grid.recipe, task.overrides).exp.run_name for task in tasks_of(grid)]
+    recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks_of(grid)]
+    assert {recipe.train.tracking_group for recipe in recipes} == {"sweep-grid"}
+    names = [recipe.exp.run_name for recipe in recipes]
     assert len(set(names)) == len(names) == 8
     assert names[0] == "learning_rate-0.0001_lora_target_modules--q_proj-_seed-1"
 

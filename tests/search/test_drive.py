@@ -52,6 +52,8 @@ def test_the_best_of_the_finalists_over_all_seeds_is_written_and_read_on_test_on
     assert [trial["state"] for trial in found["trials"]] == ["complete"] * 3
     # Three trials, then the recipe and the best trial with both seeds.
     assert len(trainings) == 5
+    # Trackers show all of them together.
+    assert {overrides[0] for overrides in trainings} == {'train.tracking_group="tiny-llama/products/tune"'}
     assert set(found["candidates"]) == {"the recipe", f"trial {ranked[0]['trial']}"}
     assert found["best"] == f"trial {ranked[0]['trial']}"
     assert found["candidates"][found["best"]] > found["candidates"]["the recipe"]

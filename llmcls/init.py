@@ -7,11 +7,9 @@ option.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 
@@ -22,6 +20,7 @@ from llmcls.common.user_error import UserError
 from llmcls.data.csv_files import find_format
 from llmcls.data.labels import label_space, read_labels
 from llmcls.data.tables import looks_like_row, read_table
+from llmcls.engine.choice import needed_gib
 from llmcls.engine.hardware import find_hardware
 from llmcls.engine.profiles import choose_profile
 from llmcls.intake.columns import Column, label_columns, look_at, text_columns
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         _require_labels(recipe, table)
     finally:
         draft.unlink(missing_ok=True)
-    profile, reason = choose_profile(hardware, recipe, lambda ranks: _needed(recipe, ranks))
+    profile, reason = choose_profile(hardware, recipe, lambda ranks: needed_gib(recipe, ranks))
     write_text(out, recipe_text(proposal, str(out), profile))
     form = proposal.form
     print(f"texts: {', '.join(choices.text)}; up to {data.max_length} tokens")
@@ -173,14 +172,6 @@ def _require_labels(recipe: Recipe, table: datasets.Dataset) -> None:
     labels = label_space(recipe, table)
     cells = {column: table[column][:] for column in labels.columns}
     read_labels(cells, list(range(len(table))), labels, recipe.data.train_csv)
-
-
-def _needed(recipe: Recipe, ranks: int) -> tuple[float | None, str]:
-    """The GiB that each of ``ranks`` processes needs, or None, and what is known about the model."""
-    # Found by name when it is needed: it imports torch, which takes seconds, and without a GPU nobody asks.
-    planned_memory: Any = importlib.import_module("llmcls.model.memory").planned_memory
-    memory, basis = planned_memory(recipe, ranks, None)
-    return None if memory is None else memory.total, basis
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         _tiny(arguments)
         recipe = "quickstart_tiny"
-    _say("next", f"accelerate launch --config_file accel_configs/cpu.yaml -m llmcls.train recipes/{recipe}.yaml")
+    _say("next", f"llmcls train recipes/{recipe}.yaml")
 
 
 def _pretrained(arguments: argparse.Namespace) -> bool:

@@ -76,7 +76,7 @@ def choose(arguments: argparse.Namespace, load: Callable[[], Recipe]) -> Choice:
         path, reason = find_profile(named), None
     else:
         recipe = load()
-        name, reason = choose_profile(hardware, recipe, lambda ranks: _needed(recipe, ranks, arguments.model_size))
+        name, reason = choose_profile(hardware, recipe, lambda ranks: needed_gib(recipe, ranks, arguments.model_size))
         path = find_profile(name)
     return Choice(path, processes_of(path.stem, hardware), hardware, reason)
 
@@ -104,7 +104,7 @@ def _hardware_of(arguments: argparse.Namespace, profile_known: bool) -> Hardware
     return Hardware([arguments.gpu_memory or 0.0] * arguments.gpus)
 
 
-def _needed(recipe: Recipe, ranks: int, model_size: str | None) -> tuple[float | None, str]:
+def needed_gib(recipe: Recipe, ranks: int, model_size: str | None = None) -> tuple[float | None, str]:
     """The GiB that each of ``ranks`` processes needs, or None, and what is known about the model."""
     # Found by name when it is needed: it imports torch, which takes seconds, and without a GPU nobody asks.
     planned_memory: Any = importlib.import_module("llmcls.model.memory").planned_memory

@@ -14,7 +14,7 @@ _HEAD = """\
 # {name}: written by `llmcls init`. Every line can be changed; docs/recipes.md lists all keys.
 #
 #   python -m llmcls.check {path}
-#   accelerate launch --config_file accel_configs/{profile}.yaml -m llmcls.train {path}
+#   llmcls train {path} --profile {profile}
 """
 
 

@@ -117,8 +117,8 @@ def walk(command: str, folder: Path, variables: dict[str, str], running: list[su
     if command.startswith("launch/run.py"):
         command = f"python {command}"
     environment = os.environ | variables | {
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline",
-        "HF_HUB_OFFLINE": "1",
+        "PATH": os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     shell = ["bash", "-c", command]
     address = next((url for beginning, url in SERVERS.items() if command.startswith(beginning)), None)

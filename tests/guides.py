@@ -9,6 +9,7 @@ Ends with 1 if a command fails.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -104,7 +105,8 @@ def ended() -> Iterator[list[subprocess.Popen[str]]]:
         yield running
     finally:
         for process in running:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
 
 

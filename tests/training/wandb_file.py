@@ -40,9 +40,9 @@ def read_offline_run(path: Path) -> OfflineRun:
             found.run = record.run
             found.config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "history":
-            found.history.append({_key(item): json.loads(item.value_json) for item in record.history.item})
+            found.history.append(_values(record.history.item))
         elif kind == "summary":
-            found.summary |= {_key(item): json.loads(item.value_json) for item in record.summary.update}
+            found.summary |= _values(record.summary.update)
         elif kind == "metric":
             found.metrics.append(record.metric)
         elif kind == "artifact":
@@ -52,8 +52,17 @@ def read_offline_run(path: Path) -> OfflineRun:
     return found
 
 
-def _key(item: Any) -> str:
-    return item.key or ".".join(item.nested_key)
+def _values(items: Any) -> dict[str, Any]:
+    """Values by name; those of a table or a picture are a dictionary."""
+    found: dict[str, Any] = {}
+    for item in items:
+        name, *inner = item.nested_key or [item.key]
+        value = json.loads(item.value_json)
+        if inner:
+            found.setdefault(name, {})[inner[0]] = value
+        else:
+            found[name] = value
+    return found
 
 
 def _records(data: bytes) -> list[bytes]:

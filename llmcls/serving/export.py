@@ -28,6 +28,7 @@ from llmcls.results.model_card import model_card
 from llmcls.serving.modelling import CLASS, FILE, modelling_source
 from llmcls.serving.onnx_graph import require_onnx, write_onnx
 from llmcls.serving.proof import SCRIPT, Proof, measure_speed, prove
+from llmcls.serving.servers import SERVERS, server_settings
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,10 @@ def write_export(run: FinishedRun, folder: Path, options: ExportOptions) -> None
     tokenizer = load_tokenizer(spec)
     tokenizer.model_max_length = run.recipe.data.max_length
     tokenizer.save_pretrained(folder)
-    write_json(folder / "decisions.json", decisions_of(run))
+    decisions = decisions_of(run)
+    write_json(folder / "decisions.json", decisions)
+    saved = read_json(folder / "config.json")
+    write_json(folder / SERVERS, server_settings(saved, decisions, run.recipe.data.max_length))
     shutil.copyfile(SCRIPT, folder / SCRIPT.name)
 
 

@@ -20,6 +20,7 @@ from llmcls.common.optional import OptionalImport
 from llmcls.common.user_error import UserError
 from llmcls.serving.classify import GRAPH, onnx_network
 from llmcls.serving.modelling import FILE
+from llmcls.serving.servers import SERVERS
 
 # Texts and tokens of the example from which the graph is traced. Not 1, which torch takes for a constant.
 TRACED = (3, 11)
@@ -81,7 +82,7 @@ def write_onnx(source: Path, folder: Path, int8: bool) -> None:
     network.config.use_cache = False
     longest = AutoTokenizer.from_pretrained(source).model_max_length
     for file in source.iterdir():
-        if file.is_file() and ".safetensors" not in file.name and file.name != FILE:
+        if file.is_file() and ".safetensors" not in file.name and file.name not in (FILE, SERVERS):
             shutil.copyfile(file, folder / file.name)
     config = read_json(source / "config.json")
     config.pop("auto_map", None)

@@ -39,7 +39,7 @@ def server_settings(config: dict[str, Any], decisions: dict[str, Any], max_lengt
         "answers" and "to_do", which is left to the client; or only "refused", with the reason.
     """
     if "auto_map" in config:
-        reason = "it pools or attends as the modelling file of this folder says, and the server runs only its own models"
+        reason = "it pools or attends as the modelling file of this folder says; the server runs only its own models"
         return {"vllm": {"refused": reason}, "sglang": {"refused": reason}}
     return {"vllm": _vllm(config, decisions, max_length), "sglang": _sglang(config, decisions)}
 

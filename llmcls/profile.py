@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
@@ -40,9 +41,16 @@ def main(argv: list[str] | None = None) -> None:
     processes = processes_of(path.stem, hardware)
     if arguments.json:
         chosen = {"profile": path.stem, "file": str(path), "processes": processes, "reason": reason}
-        print(json.dumps(chosen | {"gpus": len(hardware.gpus), "machines": hardware.machines}))
+        chosen |= {"gpus": len(hardware.gpus), "machines": hardware.machines}
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        print(json.dumps(chosen | {"files": local_files(recipe)}))
     else:
         print(f"profile: {path.stem}, {processes} process(es)" + (f" ({reason})" if reason else ""))
+
+
+def local_files(recipe: Recipe) -> list[str]:
+    """The data files, and the pretrained model if it is a folder, that a recipe reads from this machine."""
+    return [path for path in (*recipe.data.files().values(), recipe.model.model_name) if path and Path(path).exists()]
 
 
 def hardware_of(arguments: argparse.Namespace) -> Hardware:

@@ -3,6 +3,7 @@
     python launch/run.py demo
     python launch/run.py test
     python launch/run.py train recipes/amazon.yaml [--profile ddp] [--dry-run] [--slurm] [key=value ...]
+    python launch/run.py train recipes/amazon.yaml --cloud --accelerator A100-80GB --gpus-per-node 4 --storage my-bucket
 
 Needs only Python: sets up the environment if there is none, and then runs the commands of llmcls.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+from clouds import CloudError, Job, sky_command, sky_task, to_yaml, train_job  # noqa: E402
 from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 
 from llmcls.common.secrets import token_to_environment  # noqa: E402
@@ -60,6 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--gpu-memory", type=float, metavar="GIB", help="with --gpus-per-node: memory of each GPU")
     train.add_argument("--dry-run", action="store_true", help="print the command without running it")
     train.add_argument("--slurm", action="store_true", help="submit slurm/train.sh instead of running here")
+    where = train.add_mutually_exclusive_group()
+    where.add_argument("--cloud", action="store_true", help="write a SkyPilot task and start it as a managed job")
+    where.add_argument("--kubernetes", action="store_true", help="write a Kubeflow TrainJob and apply it")
+    train.add_argument("--storage", help="of --cloud: a bucket; of --kubernetes: a volume claim; for the results")
+    train.add_argument("--accelerator", help="of --cloud: the GPU, as SkyPilot calls it")
+    train.add_argument("--image", help="of --kubernetes: the container image, with this project and its packages")
+    train.add_argument("--out", help="of --cloud and --kubernetes: the file to write; default: by the recipe's name")
     arguments, unknown = parser.parse_known_args(argv)
     # argparse reports overrides that follow an option as unknown, although they are positional arguments.
     if unknown and (arguments.command != "train" or any(u.startswith("-") for u in unknown)):
@@ -140,8 +150,9 @@ def train_command(arguments: argparse.Namespace) -> int:
         "--gpus": arguments.gpus_per_node,
         "--gpu-memory": arguments.gpu_memory,
     }
-    if arguments.slurm:
-        return submit(arguments, words(options))
+    elsewhere = next((name for name in ("slurm", "cloud", "kubernetes") if getattr(arguments, name)), None)
+    if elsewhere:
+        return submit(arguments, words(options), elsewhere)
     options |= {
         "--processes": arguments.processes,
         "--machine-rank": arguments.machine_rank or None,
@@ -157,11 +168,14 @@ def words(options: dict[str, Any]) -> list[str]:
     return [str(word) for pair in options.items() if pair[1] is not None for word in pair]
 
 
-def submit(arguments: argparse.Namespace, options: list[str]) -> int:
-    """Choose a profile for the nodes, print the command of sbatch, and run it. Returns the exit code."""
+def submit(arguments: argparse.Namespace, options: list[str], elsewhere: str) -> int:
+    """Choose a profile for machines elsewhere, print the command that starts the job, and run it.
+
+    Returns the exit code.
+    """
     if arguments.hardware is None and arguments.gpus_per_node is None:
         print(
-            "error: --slurm: this machine is not the one that trains, so say what a node has: --gpus-per-node 4 "
+            f"error: --{elsewhere}: this machine is not the one that trains, so say what a node has: --gpus-per-node 4 "
             "--gpu-memory 80, or --gpus-per-node 4 --profile ddp, or --gpus-per-node 0, or --hardware FILE",
             file=sys.stderr,
         )
@@ -169,6 +183,8 @@ def submit(arguments: argparse.Namespace, options: list[str]) -> int:
     chosen = choose([arguments.recipe, *arguments.overrides, *options])
     if isinstance(chosen, int):
         return chosen
+    if elsewhere != "slurm":
+        return cloud_command(arguments, chosen, arguments.processes or chosen["processes"])
     gpus = [f"--gpus-per-node={chosen['gpus']}"] if chosen["gpus"] else []
     # Four cores for each process; the script asks for those of one process.
     cores = [f"--cpus-per-task={4 * chosen['gpus']}"] if chosen["gpus"] > 1 else []
@@ -176,6 +192,47 @@ def submit(arguments: argparse.Namespace, options: list[str]) -> int:
     command += [shown(Path(chosen["file"])), *arguments.overrides]
     show(command)
     return 0 if arguments.dry_run else execute(command)
+
+
+def cloud_command(arguments: argparse.Namespace, chosen: dict[str, Any], processes: int) -> int:
+    """Write the file of a job on rented machines, print the command that starts it, and run it. Returns its exit code.
+
+    Parameters
+    ----------
+    arguments : Namespace
+    chosen : dict
+        What `choose` found.
+    processes : int
+        Of all machines.
+    """
+    option = "--cloud" if arguments.cloud else "--kubernetes"
+    recipe = Path(shown(Path(arguments.recipe).resolve()))
+    try:
+        if Path.cwd() != ROOT or ".." in recipe.parts:
+            raise CloudError(f"{option} takes this project along: start it in {ROOT}, with a recipe below that folder")
+        if not arguments.storage:
+            what = "a bucket" if arguments.cloud else "a volume claim"
+            raise CloudError(f"{option}: the machines do not stay, so say where results do: --storage with {what}")
+        job = Job(
+            recipe.as_posix(), arguments.overrides, Path(shown(Path(chosen["file"]))).as_posix(), chosen["machines"],
+            chosen["gpus"], processes, chosen["files"], arguments.storage, arguments.accelerator, arguments.image,
+            "HF_TOKEN" in os.environ,
+        )  # fmt: skip
+        content = sky_task(job) if arguments.cloud else train_job(job)
+    except CloudError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    file = arguments.out or f"{job.name}.{'sky' if arguments.cloud else 'trainjob'}.yaml"
+    Path(file).write_text(to_yaml(content), encoding="utf-8")
+    print(f"wrote {file}", flush=True)
+    command = sky_command(job, file) if arguments.cloud else ["kubectl", "apply", "--filename", file]
+    show(command)
+    if arguments.dry_run:
+        return 0
+    if shutil.which(command[0]) is None:
+        print(f"error: {command[0]} is not installed; install it, or start {file} elsewhere", file=sys.stderr)
+        return 2
+    return execute(command)
 
 
 def choose(arguments: list[str]) -> dict[str, Any] | int:

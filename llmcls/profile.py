@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.engine.choice import add_hardware_arguments, choose
 from llmcls.recipe.load import load_recipe
+from llmcls.recipe.schema import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,12 +21,18 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     found = choose(arguments, lambda: load_recipe(arguments.recipe, arguments.overrides))
     if arguments.json:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
         chosen = {"profile": found.profile.stem, "file": str(found.profile), "processes": found.processes}
         chosen |= {"reason": found.reason, "gpus": len(found.hardware.gpus), "machines": found.hardware.machines}
-        print(json.dumps(chosen))
+        print(json.dumps(chosen | {"files": local_files(recipe)}))
     else:
         reason = f" ({found.reason})" if found.reason else ""
         print(f"profile: {found.profile.stem}, {found.processes} process(es){reason}")
+
+
+def local_files(recipe: Recipe) -> list[str]:
+    """The data files, and the pretrained model if it is a folder, that a recipe reads from this machine."""
+    return [path for path in (*recipe.data.files().values(), recipe.model.model_name) if path and Path(path).exists()]
 
 
 if __name__ == "__main__":

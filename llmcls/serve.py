@@ -13,24 +13,20 @@ from pathlib import Path
 
 from llmcls.common.command import command_parser, run_command
 from llmcls.common.logs import configure_logging
+from llmcls.common.optional import OptionalImport
 from llmcls.common.secrets import keep_secret
 from llmcls.common.user_error import UserError
 from llmcls.results.finished_runs import open_run
 from llmcls.results.run_folder import RunFolder
 from llmcls.serving.loaded import load_runs
 
-try:
+SERVING = OptionalImport("serving", "serve")
+with SERVING:
     from llmcls.serving.app import make_app
     from llmcls.serving.guard import Limits
     from llmcls.serving.metrics import Metrics
     from llmcls.serving.server import Server, open_socket
     from llmcls.serving.service import Service
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("llmcls"):
-        raise
-    MISSING = error.name
-else:
-    MISSING = None
 
 log = logging.getLogger("llmcls.serve")
 
@@ -40,8 +36,7 @@ SHORTEST_KEY = 16
 
 def main(argv: list[str] | None = None) -> None:
     """Load the runs, and serve until a signal stops the process."""
-    if MISSING:
-        raise UserError(f"serving needs {MISSING}, which is not installed; run: pip install 'llmcls[serve]'")
+    SERVING.require()
     defaults = Limits()
     parser = command_parser("serve", "Serve trained runs over HTTP.")
     parser.add_argument("--run", nargs="+", required=True, help="run folders, outputs/.../run_0")

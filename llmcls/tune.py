@@ -12,6 +12,7 @@ import dataclasses
 import sys
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.optional import OptionalImport
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, interrupted_code, watch_signals
 from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import find_hardware
@@ -21,16 +22,11 @@ from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
 from llmcls.results.run_folder import ExperimentFolder
 
-try:
+SEARCHING = OptionalImport("a search", "tune")
+with SEARCHING:
     from llmcls.search.drive import Request, finish_search, train_next
     from llmcls.search.space import load_space
     from llmcls.search.study import open_search
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("llmcls"):
-        raise
-    MISSING = error.name
-else:
-    MISSING = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", help="train with `accelerate launch` and this profile; default: in one process")
     parser.add_argument("--name", default="tune", help="first part of the names of runs and files; default: tune")
     arguments = parser.parse_intermixed_args(argv)
-    if MISSING:
-        raise UserError(f"a search needs {MISSING}, which is not installed; run: pip install 'llmcls[tune]'")
+    SEARCHING.require()
     watch_signals()
     seeds = [word.strip() for word in arguments.seeds.split(",")]
     if not all(word.isdigit() for word in seeds) or len(set(seeds)) < len(seeds):

@@ -8,7 +8,7 @@ from tests.helpers import read_json, refusal
 
 
 def test_the_comparison_is_printed(trained_once: Experiment, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("llmcls.serving.export.run_without_llmcls", stored_answers(trained_once))
+    monkeypatch.setattr("llmcls.serving.proof.run_without_llmcls", stored_answers(trained_once))
     main(["--run", str(trained_once.runs[0]), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert "40 validation rows: largest difference of a probability 5.0e-10 (allowed 5e-02)" in capsys.readouterr().out
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"

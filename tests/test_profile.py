@@ -31,7 +31,11 @@ def hardware(tmp_path: Path):
 
 def test_the_profile_follows_from_hardware_and_size(write_recipe, hardware, capsys) -> None:
     recipe = write_recipe()
-    assert chosen(capsys, recipe, "--hardware", hardware())["profile"] == "cpu"
+    on_cpu = chosen(capsys, recipe, "--hardware", hardware())
+    assert on_cpu["profile"] == "cpu"
+    assert [Path(file).name for file in on_cpu["files"]] == [
+        "train.csv", "validation.csv", "test.csv", "tiny-llama"
+    ]  # fmt: skip
     one = chosen(capsys, recipe, "--hardware", hardware(24))
     assert (one["processes"], one["gpus"]) == (1, 1)
     two = chosen(capsys, recipe, "--hardware", hardware(80, 80))

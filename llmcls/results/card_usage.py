@@ -23,6 +23,8 @@ class Home:
         Whether ``name`` is a repository on the hub.
     exported : bool
         Whether the folder is an exported one, which plain `transformers` loads, and not that of a run.
+    onnx : bool
+        Whether an exported folder has an ONNX graph in place of weights.
     proof : str
         What the comparison of an exported folder with its run found.
     """
@@ -30,6 +32,7 @@ class Home:
     name: str
     on_hub: bool = False
     exported: bool = False
+    onnx: bool = False
     proof: str = ""
 
 
@@ -74,9 +77,10 @@ def _of_export(home: Home) -> list[str]:
     """What can be done with an exported folder; most of it does not need llmcls."""
     folder, _, path = _local_folder(home)
     script = f"python {shlex.quote(f'{folder}/classify.py')} texts.txt predictions.jsonl"
+    library = "onnxruntime" if home.onnx else "torch"
     return [
-        "`decisions.json` has thresholds and calibration. `classify.py` applies them; it needs torch, transformers and "
-        "numpy.",
+        f"`decisions.json` has thresholds and calibration. `classify.py` applies them; it needs {library}, "
+        "transformers and numpy.",
         "### Files",
         code_block("bash", f"{_download(home)}\n{script}" if home.on_hub else script),
         "### Python",
@@ -85,15 +89,39 @@ def _of_export(home: Home) -> list[str]:
             f"import sys\nfrom pathlib import Path\n\nsys.path.append({path})\nfrom classify import Model\n\n"
             f'model = Model(Path({path}))\nmodel.labels(model.probabilities(["{EXAMPLE}"]))',
         ),
-        "### transformers",
-        "A pipeline knows neither thresholds nor calibration.",
-        code_block("python", _pipeline(home.name)),
+        *(_graph(path) if home.onnx else _plain_transformers(home.name)),
         "### scikit-learn",
         "With llmcls and the run from which this folder was exported:",
         code_block("python", 'from llmcls import Classifier\n\nclassifier = Classifier.load("RUN")'),
         "### Server",
         "With llmcls and the run:",
         _server("RUN"),
+    ]
+
+
+def _plain_transformers(name: str) -> list[str]:
+    return [
+        "### transformers",
+        "A pipeline knows neither thresholds nor calibration.",
+        code_block("python", _pipeline(name)),
+    ]
+
+
+def _graph(path: str) -> list[str]:
+    """How the ONNX graph is called by itself; ``path`` is quoted as in Python."""
+    return [
+        "### ONNX Runtime",
+        "The graph takes token ids and their mask, int64 [texts, tokens], padded on the right, and returns logits.",
+        code_block(
+            "python",
+            "import numpy as np\nimport onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
+            f'session = onnxruntime.InferenceSession({path} + "/model.onnx")\n'
+            'how = {"padding": True, "padding_side": "right", "truncation": True, "return_tensors": "np"}\n'
+            f'given = tokenizer(["{EXAMPLE}"], **how)\n'
+            'names = ("input_ids", "attention_mask")\n'
+            'session.run(["logits"], {name: given[name].astype(np.int64) for name in names})',
+        ),
     ]
 
 

@@ -137,7 +137,7 @@ def _front_matter(recipe: Recipe, base: str | None, metrics: dict[str, Any], spl
         if splits and metrics[splits[-1]].get(name) is not None
     ]
     data = ModelCardData(
-        library_name="peft" if adapter else "transformers",
+        library_name="peft" if adapter else "onnx" if home.onnx else "transformers",
         base_model=base,
         pipeline_tag="text-classification",
         tags=["llmcls", "text-classification", recipe.model.problem_type.replace("_", "-"), *(["lora"] * adapter)],

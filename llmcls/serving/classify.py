@@ -1,4 +1,6 @@
-"""Classify texts with the model in this folder. Needs torch, transformers and numpy, and nothing else.
+"""Classify texts with the model in this folder.
+
+Needs transformers, numpy and torch; if the model is an ONNX graph, onnxruntime instead of torch.
 
     python classify.py texts.txt predictions.jsonl
 
@@ -10,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
+GRAPH = "model.onnx"
+
+# Logits [texts, labels] of token ids and mask, int64 [texts, tokens] each.
+Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Model:
@@ -27,23 +33,26 @@ class Model:
     Parameters
     ----------
     folder : Path
-    device : str
+    device : str, optional
+        Default: a GPU if there is one.
     trust_remote_code : bool
         Whether to run the modelling file of the folder, if it has one.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, device: str | None = None, trust_remote_code: bool = False) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        load = AutoModelForSequenceClassification.from_pretrained
-        self.network: Any = load(folder, dtype="auto", trust_remote_code=trust_remote_code).eval().to(device)
-        self.names = [self.network.config.id2label[i] for i in range(self.network.config.num_labels)]
-        self.multi_label = self.network.config.problem_type == "multi_label_classification"
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.names = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        self.multi_label = config["problem_type"] == "multi_label_classification"
+        if (folder / GRAPH).exists():
+            self.network = onnx_network(folder, device)
+        else:
+            self.network = torch_network(folder, device, trust_remote_code)
         self.decisions = json.loads((folder / "decisions.json").read_text(encoding="utf-8"))
         # What an empty text becomes, if the tokenizer would leave no token of it.
         special = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
         self.empty = "" if self.tokenizer("")["input_ids"] else next(token for token in special if token)
 
-    @torch.no_grad()
     def probabilities(self, texts: list[str], batch: int = 16) -> np.ndarray:
         """The calibrated probability of every label, float64 [texts, labels]."""
         # As in training: white space at the ends of a text would be tokens.
@@ -57,9 +66,10 @@ class Model:
                 padding=True,
                 padding_side="right",
                 truncation=True,
-                return_tensors="pt",
-            ).to(self.network.device)
-            found[rows] = self.network(**encoded).logits.double().cpu().numpy()
+                return_tensors="np",
+            )
+            ids, mask = encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
+            found[rows] = self.network(ids, mask)
         return self._calibrated(found)
 
     def labels(self, probabilities: np.ndarray) -> list[list[str]]:
@@ -99,6 +109,44 @@ class Model:
         return np.where(sums > 0, mapped / np.where(sums > 0, sums, 1), plain)
 
 
+def torch_network(folder: Path, device: str | None, trust_remote_code: bool) -> Network:
+    """The network of a folder with weights, run by torch."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    load = AutoModelForSequenceClassification.from_pretrained
+    network: Any = load(folder, dtype="auto", trust_remote_code=trust_remote_code).eval().to(device)
+
+    def logits(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            found = network(**{name: tensor.to(device) for name, tensor in given.items()}).logits
+        array: np.ndarray = found.double().cpu().numpy()
+        return array
+
+    return logits
+
+
+def onnx_network(folder: Path, device: str | None) -> Network:
+    """The network of a folder with an ONNX graph, run by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # ONNX Runtime takes all cores (0), unless it is told; torch reads this variable itself.
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    options.log_severity_level = 3
+    cpu = ["CPUExecutionProvider"]
+    providers = cpu if device == "cpu" else onnxruntime.get_available_providers()
+    session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=providers)
+
+    def logits(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        found: np.ndarray = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        return found
+
+    return logits
+
+
 def _logit(p: Any) -> Any:
     p = np.clip(p, 1e-9, 1 - 1e-9)
     return np.log(p) - np.log1p(-p)
@@ -117,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Classify texts with the model in this folder.")
     parser.add_argument("texts", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the modelling file in this folder")
     arguments = parser.parse_args()
     model = Model(HERE, arguments.device, arguments.trust_remote_code)

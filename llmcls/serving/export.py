@@ -6,22 +6,18 @@ weights stand for, so nothing changes but rounding; merging into the weights bef
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmcls.common.files import read_json, replacing_folder, write_json, write_text
 from llmcls.common.user_error import UserError
-from llmcls.evaluation.calibration import Calibration, load_calibration
+from llmcls.evaluation.calibration import load_calibration
 from llmcls.evaluation.thresholds import load_thresholds
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained, load_tokenizer
@@ -29,52 +25,15 @@ from llmcls.results.card_usage import Home
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.model_card import model_card
-from llmcls.results.predictions import read_predictions
 from llmcls.serving.modelling import CLASS, FILE, modelling_source
+from llmcls.serving.onnx_graph import require_onnx, write_onnx
+from llmcls.serving.proof import SCRIPT, Proof, measure_speed, prove
+from llmcls.serving.servers import SERVERS, server_settings
 
 log = logging.getLogger(__name__)
 
-# The script that classifies with an exported folder. It is copied there, and is what the proof runs.
-SCRIPT = Path(__file__).with_name("classify.py")
-# The largest difference of a probability that an export may have, by the precision of run and export.
-EXACT, ROUNDED = 1e-5, 5e-2
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What came of comparing an exported folder with the stored predictions of its run.
-
-    Attributes
-    ----------
-    split : str
-        The split whose rows were compared.
-    rows : int
-    largest_difference : float
-        Of a probability.
-    changed_decisions : int
-        Rows that get other labels.
-    unexplained : int
-        Those of them in which no probability is so close to a decision that rounding can change it.
-    tolerance : float
-        The largest difference that was allowed.
-    dtype : str
-        Precision of the exported weights.
-    """
-
-    split: str
-    rows: int
-    largest_difference: float
-    changed_decisions: int
-    unexplained: int
-    tolerance: float
-    dtype: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rows} {self.split} rows: largest difference of a probability {self.largest_difference:.1e} "
-            f"(allowed {self.tolerance:.0e}), {self.changed_decisions} changed decisions, "
-            f"{self.unexplained} of them unexplained"
-        )
+# Validation texts of the race between ONNX Runtime and PyTorch.
+RACE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -90,13 +49,24 @@ class ExportOptions:
     full_precision_base : bool
         Merge the adapter of a 4-bit run into the weights before quantization.
     tolerance : float, optional
-        The largest difference of a probability. Default: `EXACT` if run and export are float32, else `ROUNDED`.
+        The largest difference of a probability; see `prove`.
+    onnx : bool
+        Write a graph for ONNX Runtime in place of the weights.
+    int8 : bool
+        Round the matrices of that graph to 8 bits.
     """
 
     dtype: str = "float32"
     remote_code: bool = False
     full_precision_base: bool = False
     tolerance: float | None = None
+    onnx: bool = False
+    int8: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Precision of the exported weights."""
+        return "int8" if self.int8 else self.dtype
 
 
 def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
@@ -129,16 +99,24 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
         folder = Path(scratch) / "model"
         with replacing_folder(folder) as temporary:
             write_export(run, temporary, options)
-        proof = prove(run, folder, options)
+        if options.onnx:
+            weights = folder.rename(Path(scratch) / "weights")
+            with replacing_folder(folder) as temporary:
+                write_onnx(weights, temporary, options.int8)
+        proof = prove(run, folder, options.precision, options.tolerance)
+        if options.onnx:
+            texts = read_texts(run.recipe, proof.split).texts[:RACE_ROWS]
+            proof = replace(proof, speed=measure_speed(folder, weights, texts))
         log.info("%s", proof)
         # Not "difference > tolerance", which a NaN would pass.
         if not proof.largest_difference <= proof.tolerance or proof.unexplained:
             raise UserError(
                 f"{target} was not written: it predicts otherwise than the run ({proof}); raise --tolerance if that is "
-                "acceptable, or use --dtype float32"
+                f"acceptable, or {'leave out --int8' if options.int8 else 'use --dtype float32'}"
             )
         write_json(folder / "export.json", {"run": run.folder.path.name, **asdict(proof)})
-        write_text(folder / "README.md", model_card(run, Home(target.name, exported=True, proof=str(proof))))
+        home = Home(target.name, exported=True, onnx=options.onnx, proof=str(proof))
+        write_text(folder / "README.md", model_card(run, home))
         shutil.move(folder, target)
     return proof
 
@@ -159,7 +137,10 @@ def write_export(run: FinishedRun, folder: Path, options: ExportOptions) -> None
     tokenizer = load_tokenizer(spec)
     tokenizer.model_max_length = run.recipe.data.max_length
     tokenizer.save_pretrained(folder)
-    write_json(folder / "decisions.json", decisions_of(run))
+    decisions = decisions_of(run)
+    write_json(folder / "decisions.json", decisions)
+    saved = read_json(folder / "config.json")
+    write_json(folder / SERVERS, server_settings(saved, decisions, run.recipe.data.max_length))
     shutil.copyfile(SCRIPT, folder / SCRIPT.name)
 
 
@@ -202,92 +183,15 @@ def decisions_of(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def prove(run: FinishedRun, folder: Path, options: ExportOptions) -> Proof:
-    """Predict with an exported folder in a process that cannot import llmcls, and compare with the run.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be loaded or has other labels.
-    """
-    split = run.folder.predicted_splits()[0]
-    stored = read_predictions(run.folder.predictions(split), run.labels)
-    texts = read_texts(run.recipe, split)
-    if texts.ids != stored.ids:
-        raise UserError(
-            f"{run.recipe.data.files()[split]} has other rows than {run.folder.predictions(split)}; "
-            "restore the file that the run was trained with"
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        source, output = Path(scratch, "texts.jsonl"), Path(scratch, "predictions.jsonl")
-        with source.open("w", encoding="utf-8") as file:
-            rows = zip(texts.ids, texts.texts, strict=True)
-            file.writelines(json.dumps({"id": row_id, "text": text}) + "\n" for row_id, text in rows)
-        code = ["--trust-remote-code"] if _needs_code(run) else []
-        run_without_llmcls(folder / SCRIPT.name, [str(source), str(output), "--device", "cpu", *code])
-        lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    if set(lines[0]["probabilities"]) != set(run.labels.names):
-        raise UserError("the exported folder has other labels than the run; it cannot be used")
-    found = np.array([[line["probabilities"][name] for name in run.labels.names] for line in lines])
-    decided = np.array([[name in line["labels"] for name in run.labels.names] for line in lines])
-    changed = (decided != stored.predicted).any(axis=1)
-    exact = options.dtype == run.recipe.model.torch_dtype == "float32" and run.mixed_precision in (None, "no")
-    given = options.tolerance if options.tolerance is not None else EXACT if exact else ROUNDED
-    tolerance = given * _steepest(load_calibration(run.folder.calibration, len(run.labels.names)))
-    explained = _close_to_a_decision(stored.probabilities, run, tolerance)
-    return Proof(
-        split=split,
-        rows=len(lines),
-        largest_difference=float(np.abs(found - stored.probabilities).max()),
-        changed_decisions=int(changed.sum()),
-        unexplained=int((changed & ~explained).sum()),
-        tolerance=tolerance,
-        dtype=options.dtype,
-    )
-
-
-def _steepest(calibration: Calibration) -> float:
-    """By how much calibration can enlarge a difference of probabilities, at least 1."""
-    slopes = [1.0]
-    for curve in calibration.curves:
-        dx, dy = np.diff(curve["x"]), np.diff(curve["y"])
-        slopes += list(dy[dx > 0] / dx[dx > 0])
-    return float(max(slopes))
-
-
-def _close_to_a_decision(probabilities: np.ndarray, run: FinishedRun, tolerance: float) -> np.ndarray:
-    """Whether a difference up to ``tolerance`` can change the labels of a row, bool [rows]."""
-    if run.labels.problem_type == "single_label_classification":
-        highest = np.sort(probabilities, axis=1)[:, -2:]
-        close: np.ndarray = highest[:, 1] - highest[:, 0] <= 2 * tolerance
-        return close
-    thresholds = np.array(load_thresholds(run.folder.thresholds, run.labels.names).values)
-    return (np.abs(probabilities - thresholds) <= tolerance).any(axis=1)
-
-
-def run_without_llmcls(script: Path, arguments: list[str]) -> None:
-    """Run a script in a new process in which llmcls cannot be imported.
-
-    Raises
-    ------
-    UserError
-        With the last line of its errors, if it fails.
-    """
-    # A name in sys.modules that is None cannot be imported.
-    code = (
-        "import runpy, sys; sys.modules['llmcls'] = None; sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-I", "-c", code, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"the exported folder does not load without llmcls: {last[:200]}")
-
-
 def _refuse_what_cannot_travel(run: FinishedRun, options: ExportOptions) -> None:
     """Refuse a run that prepares its texts, or pools them, as no `transformers` folder does."""
     data, spec = run.recipe.data, run.recipe.model
+    if options.int8 and not options.onnx:
+        raise UserError("--int8 rounds an ONNX graph; add --onnx, or use --dtype bfloat16 for smaller weights")
+    if options.onnx:
+        require_onnx()
+        if options.dtype != "float32":
+            raise UserError(f"--onnx computes in float32, not {options.dtype}; leave out --dtype, or add --int8")
     if data.prompt is not None:
         raise UserError(
             f"{run.folder.path}: data.prompt changes what the model reads, and a tokenizer cannot do that; "
@@ -297,11 +201,12 @@ def _refuse_what_cannot_travel(run: FinishedRun, options: ExportOptions) -> None
         raise UserError(
             f"{run.folder.path}: data.truncation is {data.truncation}, which a tokenizer cannot do; use llmcls.predict"
         )
-    if _needs_code(run) and not options.remote_code:
+    # A graph contains the pooling.
+    if _needs_code(run) and not options.remote_code and not options.onnx:
         what = f"model.pooling is {spec.pooling}" if spec.pooling != "last" else "model.bidirectional is true"
         raise UserError(
             f"{run.folder.path}: {what}, which transformers does not have; use --remote-code to export it with a small "
-            "modelling file, which needs trust_remote_code=True to load"
+            "modelling file, which needs trust_remote_code=True to load, or --onnx"
         )
 
 

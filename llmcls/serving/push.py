@@ -17,7 +17,8 @@ from llmcls.recipe.shareable import hub_name, without_paths
 from llmcls.results.card_usage import Home
 from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.model_card import model_card
-from llmcls.serving.export import Proof
+from llmcls.serving.classify import GRAPH
+from llmcls.serving.proof import read_proof
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Files that are not taken over from a run, because they name folders of this machine, but written again.
@@ -91,7 +92,7 @@ def write_exported(run: FinishedRun, exported: Path, repo: str, target: Path, li
     """
     try:
         found = read_json(exported / "export.json")
-        proof = Proof(**{name: value for name, value in found.items() if name != "run"})
+        proof = read_proof(found)
         names = list(read_json(exported / "config.json")["id2label"].values())
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"--exported: {exported} is no folder that llmcls.export wrote") from None
@@ -99,7 +100,8 @@ def write_exported(run: FinishedRun, exported: Path, repo: str, target: Path, li
         raise UserError(f"--exported: {exported} has other labels than {run.folder.path}; export that run")
     with replacing_folder(target) as temporary:
         _place(sorted(exported.iterdir()), temporary, link)
-        write_text(temporary / "README.md", model_card(run, Home(repo, on_hub=True, exported=True, proof=str(proof))))
+        home = Home(repo, on_hub=True, exported=True, onnx=(exported / GRAPH).exists(), proof=str(proof))
+        write_text(temporary / "README.md", model_card(run, home))
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:

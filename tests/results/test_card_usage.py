@@ -13,10 +13,11 @@ HOMES = [
     Home("user/name", on_hub=True),
     Home("out dir", exported=True),
     Home("user/name", on_hub=True, exported=True),
+    Home("a graph", exported=True, onnx=True),
 ]
 
 
-@pytest.mark.parametrize("home", HOMES, ids=["run", "hub", "exported", "exported on the hub"])
+@pytest.mark.parametrize("home", HOMES, ids=["run", "hub", "exported", "exported on the hub", "graph"])
 def test_there_are_five_ways_that_can_be_copied(home: Home) -> None:
     page = "\n\n".join(usage(home))
     assert len(re.findall("^### ", page, re.MULTILINE)) == 5

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llmcls.common.user_error import UserError
 from llmcls.results.finished_runs import open_run
 from llmcls.results.run_folder import RunFolder
 from llmcls.results.seal import reseal
-from llmcls.serving import export
+from llmcls.serving import export, proof
 from llmcls.serving.export import ExportOptions, export_run, write_export
 from tests.conftest import Experiment
 from tests.helpers import read_json, read_lines, train, write_csv
@@ -34,9 +35,9 @@ print(json.dumps([{x["label"]: x["score"] for x in row} for row in found]))
 
 def test_a_run_travels_with_the_same_answers(trained_once: Experiment, tmp_path: Path) -> None:
     run = open_run(RunFolder(trained_once.runs[0]))
-    proof = export_run(run, tmp_path / "out", ExportOptions())
-    assert (proof.split, proof.rows, proof.changed_decisions) == ("validation", 40, 0)
-    assert proof.largest_difference <= 1e-5
+    found = export_run(run, tmp_path / "out", ExportOptions())
+    assert (found.split, found.rows, found.changed_decisions) == ("validation", 40, 0)
+    assert found.largest_difference <= 1e-5
     assert read_json(tmp_path / "out" / "export.json")["changed_decisions"] == 0
     config = read_json(tmp_path / "out" / "config.json")
     assert list(config["id2label"].values()) == run.labels.names
@@ -51,13 +52,12 @@ def test_a_run_travels_with_the_same_answers(trained_once: Experiment, tmp_path:
     command = [sys.executable, "-I", "-c", PIPELINE, str(tmp_path / "out"), json.dumps(texts)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
-    for found, line in zip(json.loads(done.stdout.splitlines()[-1]), stored, strict=True):
-        assert found == pytest.approx(line["probabilities"], abs=1e-5)
+    for answer, line in zip(json.loads(done.stdout.splitlines()[-1]), stored, strict=True):
+        assert answer == pytest.approx(line["probabilities"], abs=1e-5)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof runs the script here, because a new process takes seconds to import its libraries."""
+def run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], None]:
+    """In place of `run_without_llmcls`, because a new process takes seconds to import its libraries."""
 
     def run(script: Path, arguments: list[str]) -> None:
         monkeypatch.setattr(sys, "argv", [str(script), *arguments])
@@ -66,7 +66,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"the exported folder does not load without llmcls: {error}") from error
 
-    monkeypatch.setattr(export, "run_without_llmcls", run)
+    return run
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "run_without_llmcls", run_in_this_process(monkeypatch))
 
 
 def rows() -> list[dict[str, Any]]:
@@ -97,12 +102,12 @@ def test_every_kind_of_run_travels(kind: str, write_recipe, tmp_path: Path) -> N
             "data__train_csv": table, "data__val_csv": table, "data__test_csv": None, "data__text_fields": ["text"],
         }  # fmt: skip
     folder = train(write_recipe(train__max_steps=6, train__train_metrics_rows=0, **changes)) / "run_0"
-    proof = export_run(open_run(RunFolder(folder)), tmp_path / "out", options)
-    assert proof.largest_difference <= proof.tolerance
-    assert kind == "calibrated classes" or proof.tolerance == 1e-5
+    found = export_run(open_run(RunFolder(folder)), tmp_path / "out", options)
+    assert found.largest_difference <= found.tolerance
+    assert kind == "calibrated classes" or found.tolerance == 1e-5
     # A step of an isotonic curve can put two classes level; then rounding decides.
-    assert proof.unexplained == 0
-    assert kind == "calibrated classes" or proof.changed_decisions == 0
+    assert found.unexplained == 0
+    assert kind == "calibrated classes" or found.changed_decisions == 0
 
 
 def drop_head(folder: Path) -> None:
@@ -174,3 +179,17 @@ def test_what_cannot_travel_is_refused(
     reseal(RunFolder(trained.runs[0]), [file])
     with pytest.raises(UserError, match=sentence):
         export_run(open_run(RunFolder(trained.runs[0])), tmp_path / "out", ExportOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (ExportOptions(int8=True), "--int8 rounds an ONNX graph; add --onnx"),
+        (ExportOptions(onnx=True, dtype="bfloat16"), "--onnx computes in float32, not bfloat16"),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    trained_once: Experiment, tmp_path: Path, options: ExportOptions, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        export_run(open_run(RunFolder(trained_once.runs[0])), tmp_path / "out", options)

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi, ModelCard
 from llmcls.common.user_error import UserError
 from llmcls.results.finished_runs import FinishedRun, open_run
 from llmcls.results.run_folder import RunFolder
-from llmcls.serving.export import ExportOptions, Proof, write_export
+from llmcls.serving.export import ExportOptions, write_export
+from llmcls.serving.proof import Proof
 from llmcls.serving.push import require_repository, upload, write_exported, write_run
 from tests.conftest import Experiment
 from tests.helpers import assert_same_predictions, predict, read_json

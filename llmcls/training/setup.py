@@ -40,6 +40,8 @@ class TrainingSetup:
         Tokens of a micro-batch.
     run_log : RunLog, optional
         On the main process only.
+    budget_key : str, optional
+        The name under which ``max_tokens`` is stored; None if it was not measured.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class TrainingSetup:
     packed: bool
     max_tokens: int
     run_log: RunLog | None = None
+    budget_key: str | None = None
 
     @property
     def batches(self) -> BatchSpec:

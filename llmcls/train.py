@@ -25,9 +25,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from llmcls.common.files import write_json
 from llmcls.common.logs import configure_logging
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, interrupted_code, watch_signals
+from llmcls.common.user_error import UserError
 from llmcls.data.batches import global_batch_size
 from llmcls.engine.accelerator import (
     autocast_dtype,
@@ -57,19 +57,21 @@ from llmcls.results.summary import write_summary
 from llmcls.training.best_checkpoints import load_best
 from llmcls.training.checkpoints import Progress, load_last, save_model
 from llmcls.training.claim import claim_run_folder, claim_validation_rows, claimed_experiment
-from llmcls.training.environment import environment
-from llmcls.training.final_evaluation import evaluate_run
+from llmcls.training.environment import environment, write_environment
+from llmcls.training.final_evaluation import FinalEvaluation, evaluate_run
 from llmcls.training.inputs import Inputs, load_inputs
 from llmcls.training.launcher import launch_training, train_parser, wants_processes
 from llmcls.training.loop import train_loop
 from llmcls.training.optimizer import build_optimizer, optimizer_name
+from llmcls.training.out_of_memory import out_of_memory_elsewhere
 from llmcls.training.recomputation import needed_gib, settle_recomputation
 from llmcls.training.setup import TrainingSetup
-from llmcls.training.token_budget import resolve_token_budget
+from llmcls.training.token_budget import budget_key, resolve_token_budget
 from llmcls.training.trackers import check_trackers
 from llmcls.training.tracking import RunLog
 from llmcls.training.utilisation import token_flops
 from llmcls.training.warm_start import warm_start
+from llmcls.training.watchdog import watched
 
 # Named explicitly, because as a command this module is called "__main__".
 log = logging.getLogger("llmcls.train")
@@ -92,12 +94,16 @@ def main(argv: list[str] | None = None) -> None:
     except Interrupted as stop:
         log.info("%s; run the same command again to resume", stop)
         sys.exit(interrupted_code(EXIT_INTERRUPTED))
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory_elsewhere(recipe, error) from error
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
         raise recipe.error("train.deterministic", f"is true, but {_first_clause(error)}; set it to false") from error
     finally:
-        accelerator.end_training()
+        # After an error of this rank alone, the others may wait in an exchange; ending the group would wait for them.
+        if accelerator.num_processes == 1 or not isinstance(sys.exception(), UserError):
+            accelerator.end_training()
 
 
 def train_seeds(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -161,8 +167,9 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     model, optimizer = prepare(accelerator, classifier, optimizer)
     rows = global_batch_size(recipe, ranks)
     progress = load_last(run, accelerator, model, optimizer) or Progress(seed, rows)
-    if accelerator.is_main_process:
-        write_json(run.environment, environment(accelerator, optimizer, checkpoints_activations(settled)))
+    with first_process_first(accelerator, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            write_environment(run, environment(recipe, accelerator, optimizer, checkpoints_activations(settled)))
     setup = TrainingSetup(
         recipe=recipe,
         seed=seed,
@@ -176,6 +183,7 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
         max_tokens=resolve_token_budget(settled, accelerator, model, inputs.labels),
         run_log=RunLog(run, recipe_of_run(recipe, seed), progress.step) if accelerator.is_main_process else None,
         token_flops=flops,
+        budget_key=budget_key(settled, accelerator),
     )
     log.info(
         "seed %d: %s trainable of %s parameters, %s, %s x %d on %s, %d optimizer steps -> %s",
@@ -188,34 +196,26 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
             log.info("optimizer steps keep the %d texts that the run started with", progress.global_batch_size)
     scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
     try:
-        if not progress.step:
-            warm_start(setup, model, scorer, inputs)
-        if setup.run_log is not None:
-            setup.run_log.draw_lines(setup.total_steps, reference_values(run.experiment, recipe))
-        train_loop(setup, model, optimizer, scorer, progress)
-        load_best(run, accelerator, model)
-        saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
-        if shards_state(accelerator):
-            # Writing on one rank can disturb the gathering of shards in a later forward pass, so evaluate first.
-            final = evaluate_run(setup, scorer, inputs.test_split, progress)
-            save_model(*saving)
-        else:
-            save_model(*saving)
-            # `predict` merges the adapter as well. Both then add in the same order and agree to the last bit.
-            unwrapped(model).merge_adapter()
-            final = evaluate_run(setup, scorer, inputs.test_split, progress)
-        with first_process_first(accelerator, accelerator.is_main_process):
-            if accelerator.is_main_process:
-                save_thresholds(run.thresholds, final.thresholds, inputs.labels.names)
-                save_calibration(run.calibration, final.calibration)
-                write_report(run, recipe_of_run(recipe, seed), final.metrics)
-                write_model_card(run, recipe_of_run(recipe, seed), final.metrics)
-                finish_run(run, final.metrics)
-                if setup.run_log is not None:
-                    made = functools.partial(
-                        dashboard_of, run, recipe_of_run(recipe, seed), inputs.labels, final.metrics
-                    )
-                    setup.run_log.show(progress.step, made)
+        with watched(run, recipe.train.stuck_minutes, accelerator):
+            if not progress.step:
+                warm_start(setup, model, scorer, inputs)
+            if setup.run_log is not None:
+                setup.run_log.draw_lines(setup.total_steps, reference_values(run.experiment, recipe))
+            train_loop(setup, model, optimizer, scorer, progress)
+            load_best(run, accelerator, model)
+            saving = (run, accelerator, model, inputs.tokenizer, inputs.labels, recipe_of_run(recipe, seed))
+            if shards_state(accelerator):
+                # Writing on one rank can disturb the gathering of shards in a later forward pass, so evaluate first.
+                final = evaluate_run(setup, scorer, inputs.test_split, progress)
+                save_model(*saving)
+            else:
+                save_model(*saving)
+                # `predict` merges the adapter as well. Both then add in the same order and agree to the last bit.
+                unwrapped(model).merge_adapter()
+                final = evaluate_run(setup, scorer, inputs.test_split, progress)
+            with first_process_first(accelerator, accelerator.is_main_process):
+                if accelerator.is_main_process:
+                    _write_results(setup, final, progress.step)
     finally:
         if setup.run_log is not None:
             setup.run_log.close(sys.exception())
@@ -225,6 +225,18 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _write_results(setup: TrainingSetup, final: FinalEvaluation, step: int) -> None:
+    """Write what a trained run holds besides its model, and show it in the trackers. On the main process."""
+    run, recipe, labels = setup.folder, recipe_of_run(setup.recipe, setup.seed), setup.labels
+    save_thresholds(run.thresholds, final.thresholds, labels.names)
+    save_calibration(run.calibration, final.calibration)
+    write_report(run, recipe, final.metrics)
+    write_model_card(run, recipe, final.metrics)
+    finish_run(run, final.metrics)
+    if setup.run_log is not None:
+        setup.run_log.show(step, functools.partial(dashboard_of, run, recipe, labels, final.metrics))
 
 
 def _first_clause(error: BaseException) -> str:

@@ -32,6 +32,7 @@ PRIVATE_NAMES = {
     "model/packed_forward.py": "transformers states its attention capabilities and choice in private attributes",
     "model/stand_in.py": "torch names the attention kernels of GPUs only as private operations",
     "results/lock.py": "a process that lost its lock may write nothing more, and only os._exit ends it so",
+    "training/watchdog.py": "only sys._current_frames shows where a thread is, and only os._exit ends a stuck one",
     "rehearsal/cpu_stand_in.py": "accelerate decides in _prepare_backend whether launched processes have GPUs",
 }
 

@@ -120,12 +120,15 @@ def prepare(accelerator: Accelerator, model: Classifier, optimizer: Any) -> tupl
 def gradients_kept_local(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
     """Within this context, backward passes exchange gradients between ranks only if ``last`` is true."""
     accelerator.gradient_state._set_sync_gradients(last)
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(model):
+    try:
+        if last:
             yield
-    accelerator.gradient_state._set_sync_gradients(True)
+        else:
+            with accelerator.no_sync(model):
+                yield
+    finally:
+        # Else `zero_grad` would do nothing after a pass that failed.
+        accelerator.gradient_state._set_sync_gradients(True)
 
 
 def sum_over_ranks(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
@@ -169,6 +172,14 @@ def engine_name(accelerator: Accelerator) -> str:
     """The engine that runs, for logs: "single", "multi_gpu", "multi_cpu", "fsdp", "deepspeed"."""
     kind = accelerator.distributed_type
     return "single" if kind == DistributedType.NO else str(kind.value).lower()
+
+
+def launched_engine() -> dict[str, Any]:
+    """Engine and processes that the launcher asks for, in the words of `engine_name`, before anything is opened."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sharded = [name.lower() for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
+    several = f"multi_{'gpu' if torch.cuda.is_available() and not _flag(REHEARSAL) else 'cpu'}"
+    return {"engine": sharded[0] if sharded else several if processes > 1 else "single", "processes": processes}
 
 
 def _choose_algorithms(recipe: Recipe) -> None:

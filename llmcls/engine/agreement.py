@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
+from llmcls.common.heartbeat import waiting
 from llmcls.common.user_error import UserError
 
 T = TypeVar("T")
@@ -92,7 +93,9 @@ def first_process_first(accelerator: Accelerator | PartialState, is_first: bool)
         return
     group = _waiting_group()
     if not is_first:
-        dist.barrier(group=group)
+        # As long as the first ones take, which are watched themselves.
+        with waiting():
+            dist.barrier(group=group)
     yield
     if is_first:
         dist.barrier(group=group)

@@ -42,6 +42,15 @@ def find_hardware() -> Hardware:
     return Hardware(_visible(cards, _slices(_answer([command, "-L"])), os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver, as nvidia-smi says it; None if it says none."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    lines = _answer([command, "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()
+    return lines[0].strip() or None if lines else None
+
+
 def _answer(command: list[str]) -> str:
     """What a command prints; nothing if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llmcls.common.heartbeat import beat
 from llmcls.common.user_error import UserError
 from llmcls.data.ahead import ahead, depth_for
 from llmcls.data.batches import Batch, collate, plan_evaluation, send
@@ -158,6 +159,7 @@ def _read_chunk(scorer: Scorer, split: Split, reading: Reading, first: int) -> n
     prepared = (collate(split, first + rows, scorer.pad_token_id, scorer.packed).pinned(device) for rows in own)
     with ahead(prepared, depth_for(device), device) as batches:
         for batch in batches:
+            beat("scoring from row", first)
             numbers = reading.of_batch(batch.to(device))
             if len(batch.rows):
                 indices = send(torch.from_numpy(batch.rows - first), device)

@@ -60,6 +60,7 @@ def _check_ranges(recipe: Recipe) -> None:
         ("train.early_stopping_patience", train.early_stopping_patience, 1),
         ("train.checkpoint_layers", train.checkpoint_layers, 1),
         ("train.save_minutes", train.save_minutes, 0),
+        ("train.stuck_minutes", train.stuck_minutes, 0),
         ("train.save_total_limit", train.save_total_limit, 1),
         ("train.train_metrics_rows", train.train_metrics_rows, 0),
         ("train.focal_gamma", train.focal_gamma, 0),

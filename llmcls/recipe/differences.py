@@ -14,6 +14,7 @@ _HARMLESS = {
     "train.report_to",
     "train.save_minutes",
     "train.save_total_limit",
+    "train.stuck_minutes",
     "train.tracking_group",
     "train.tracking_tags",
     "train.tracking_texts",

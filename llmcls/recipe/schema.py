@@ -216,6 +216,10 @@ class TrainSection:
     save_minutes: float = _key(
         10.0, "Minutes between checkpoints, beside those of evaluations; 0 for none between evaluations."
     )
+    stuck_minutes: float = _key(
+        30.0,
+        "Minutes without a sign of life after which a training ends: it says which rank waits where. 0 waits for ever.",
+    )
     save_total_limit: int = _key(1, "Number of best checkpoints that are kept.")
     train_metrics_rows: int = _key(2000, "Training rows that the final evaluation scores; 0 for none.")
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = _key(

@@ -258,5 +258,6 @@ def _environment(run: RunFolder) -> list[list[str]]:
     """What the run was made with."""
     found = read_json(run.environment) if run.environment.exists() else {}
     versions = {name: version for name, version in found.get("packages", {}).items() if version}
-    rest = {key: value for key, value in found.items() if key != "packages"}
+    # Checksums are for `llmcls reproduce`.
+    rest = {key: value for key, value in found.items() if value is not None and not isinstance(value, dict)}
     return [[key.replace("_", " "), str(value)] for key, value in (rest | versions).items()]

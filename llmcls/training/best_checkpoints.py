@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmcls.common.files import current_folder, replacing_folder
+from llmcls.common.heartbeat import beat
 from llmcls.common.manifest import damage, write_manifest
 from llmcls.common.user_error import UserError
 from llmcls.engine.agreement import first_process_first, from_main, on_main, require_same
@@ -32,6 +33,7 @@ WEIGHTS = "trained.safetensors"
 def save_best(run: RunFolder, accelerator: Accelerator, model: nn.Module, keep: int, step: int) -> None:
     """Write `checkpoints/best` of a step, after moving earlier ones to `best_2` ... `best_<keep>`. Collective."""
     weights = trained_weights(accelerator, model)
+    beat("writing the best checkpoint, of step", step)
     with first_process_first(accelerator, accelerator.is_main_process):
         if not accelerator.is_main_process:
             return

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmcls.common.files import read_json, replacing_folder, write_json
+from llmcls.common.heartbeat import beat
 from llmcls.common.manifest import damage, write_manifest
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
@@ -144,6 +145,7 @@ class Snapshot:
 
 def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> Snapshot:
     """Copy the state of a run to main memory. Collective."""
+    beat("copying the state after step", progress.step)
     weights = trained_weights(accelerator, model)
     state = full_optimizer_state(accelerator, model, optimizer)
     kind = type(torch_optimizer(optimizer)).__name__
@@ -162,6 +164,7 @@ def write_last(run: RunFolder, snapshot: Snapshot) -> None:
 def save_last(run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: Any, progress: Progress) -> None:
     """Write `checkpoints/last`, and keep the one before. Collective; the main process writes."""
     snapshot = take_snapshot(accelerator, model, optimizer, progress)
+    beat("writing the checkpoint of step", progress.step)
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
             write_last(run, snapshot)
@@ -253,6 +256,7 @@ def save_model(
     It holds adapter and head in peft's format (or the whole model), the tokenizer, the labels and the recipe: all that
     prediction needs besides the pretrained model.
     """
+    beat("saving the model")
     weights = trained_weights(accelerator, model)
     with first_process_first(accelerator, accelerator.is_main_process):
         if not accelerator.is_main_process:

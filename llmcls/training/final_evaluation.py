@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcls.common.heartbeat import beat
 from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
@@ -79,11 +80,13 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
     whole = named | {"train": setup.train_split}
     metrics["data"] = {name: row_counts(split, setup.labels) for name, split in whole.items() if split is not None}
     logits = {name: score_split(scorer, split) for name, split in splits.items()}
+    beat("tuning thresholds and calibration")
     thresholds, calibration = _decide(setup, logits.get("validation"))
     metrics |= thresholds.described()
     half = fixed_thresholds(len(setup.labels.names))
     scored = {}
     for name, split in splits.items():
+        beat(f"measuring {name}")
         values = split.known_labels
         evaluation = evaluate_logits(logits[name], values, setup.labels, thresholds, calibration)
         metrics[name] = evaluation.metrics
@@ -99,6 +102,7 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
         scored[name] = evaluation.probabilities, marks
         if setup.accelerator.is_main_process:
             write_predictions(setup.folder.predictions(name), split, evaluation, setup.labels)
+    beat("comparing rules of thresholds")
     if setup.accelerator.is_main_process:
         rules = compare_rules(scored, setup.labels, Tuning.of(setup.recipe.train))
         metrics["threshold_rules"] = rules

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmcls.common.heartbeat import beat
 from llmcls.common.signals import Interrupted, signal_name, stop_planned, stop_requested, stops_between_steps
 from llmcls.data.ahead import ahead, depth_for
 from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoch
@@ -28,6 +29,7 @@ from llmcls.training.checkpoints import Progress
 from llmcls.training.finite import GradientWatch, Taken, gradient_norm, step_if_finite
 from llmcls.training.interval import LoggingInterval
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
+from llmcls.training.out_of_memory import StepTooLarge, noticing_too_large_steps, with_smaller_batches
 from llmcls.training.progress_bar import Course, StepDisplay
 from llmcls.training.selection import Validation, judge, validate, warn_if_constant
 from llmcls.training.setup import TrainingSetup
@@ -45,7 +47,7 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
     Interrupted
         If a signal asked to stop; `checkpoints/last` was written before.
     UserError
-        If too many gradients are not numbers.
+        If too many gradients are not numbers, or a step does not fit into the memory and cannot be cut further.
     """
     per_epoch = steps_per_epoch(len(setup.train_split), setup.global_batch_size)
     display = StepDisplay(_course(setup, progress, per_epoch), setup.accelerator.is_main_process)
@@ -60,7 +62,15 @@ def train_loop(setup: TrainingSetup, model: nn.Module, optimizer: Any, scorer: S
             plan = plan_epoch(setup.train_split.lengths, setup.batches, *where, setup.row_weights)
             with collated(setup, plan, scorer.pad_token_id) as steps:
                 for step, batches in steps:
-                    taken = optimizer_step(setup, model, optimizer, step, batches, progress.step)
+                    try:
+                        taken = optimizer_step(setup, model, optimizer, step, batches, progress.step)
+                    except StepTooLarge:
+                        taken = None
+                    if taken is None:
+                        # Only now are the tensors of the step free: the exception kept them.
+                        optimizer.zero_grad()
+                        setup = with_smaller_batches(setup, batches, progress.step)
+                        break
                     progress.step += 1
                     interval.add(step, taken.loss_sum, sum(len(batch.rows) for batch in batches))
                     watch.add(progress.step, step, taken)
@@ -159,6 +169,11 @@ def optimizer_step(
     Returns
     -------
     Taken
+
+    Raises
+    ------
+    StepTooLarge
+        If a micro-batch does not fit into the memory. The weights have not changed.
     """
     accelerator, recipe = setup.accelerator, setup.recipe
     # Dropout is a function of seed, step and rank, so a resumed run draws the masks of an uninterrupted one.
@@ -167,17 +182,20 @@ def optimizer_step(
     factor = learning_rate_factor(number, setup.total_steps, recipe.train.warmup_ratio, recipe.train.lr_scheduler_type)
     set_learning_rate(optimizer, recipe.train.learning_rate * factor)
     loss_sum, all_losses = torch.zeros((), device=accelerator.device), []
-    for k, prepared in enumerate(batches):
-        batch = prepared.to(accelerator.device)
-        assert batch.labels is not None, "training rows have labels"
-        with gradients_kept_local(accelerator, model, last=k == len(batches) - 1):
-            losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
-            # A rank without rows for this pass runs it with weight zero, so that the ranks stay in step.
-            weight = accelerator.num_processes / step.rows if len(batch.rows) else 0.0
-            accelerator.backward(losses.sum() * weight)
-        all_losses.append(losses.detach())
-        if len(batch.rows):
-            loss_sum += all_losses[-1].sum()
+    with noticing_too_large_steps():
+        for k, prepared in enumerate(batches):
+            beat("step", number + 1)
+            batch = prepared.to(accelerator.device)
+            assert batch.labels is not None, "training rows have labels"
+            with gradients_kept_local(accelerator, model, last=k == len(batches) - 1):
+                losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
+                # A rank without rows for this pass runs it with weight zero, so that the ranks stay in step.
+                weight = accelerator.num_processes / step.rows if len(batch.rows) else 0.0
+                accelerator.backward(losses.sum() * weight)
+            all_losses.append(losses.detach())
+            if len(batch.rows):
+                loss_sum += all_losses[-1].sum()
+    beat("the update of step", number + 1)
     norm = gradient_norm(accelerator, model, recipe.train.max_grad_norm)
     loss_sum = step_if_finite(accelerator, optimizer, norm, loss_sum)
     optimizer.zero_grad()

@@ -44,6 +44,8 @@ class TrainingSetup:
         On the main process only.
     token_flops : float
         See `llmcls.training.utilisation.token_flops`; 0 if it is not known.
+    budget_key : str, optional
+        The name under which ``max_tokens`` is stored; None if it was not measured.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class TrainingSetup:
     max_tokens: int
     run_log: RunLog | None = None
     token_flops: float = 0.0
+    budget_key: str | None = None
 
     @property
     def batches(self) -> BatchSpec:

@@ -58,14 +58,12 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
     int
         Tokens of a micro-batch.
     """
-    wanted, sharded = recipe.train.micro_batch_tokens, shards_state(accelerator)
-    if wanted == "auto" and sharded:
+    if recipe.train.micro_batch_tokens == "auto" and shards_state(accelerator):
         log.info("train.micro_batch_tokens: auto is not supported with sharded engines; using batch_size x max_length")
-    measured = wanted == "auto" or (wanted is None and accelerator.device.type == "cuda")
-    if sharded or not measured:
+    key = budget_key(recipe, accelerator)
+    if key is None:
         return micro_batch_tokens(recipe)
-    file = Path(recipe.exp.output_root) / "budgets.json"
-    key = _key(recipe, accelerator)
+    file = _file(recipe)
     known = from_main(accelerator, read_json(file) if file.exists() else {})
     if key not in known:
         guess = from_main(accelerator, _traced_guess(recipe, labels, accelerator))
@@ -78,6 +76,34 @@ def resolve_token_budget(recipe: Recipe, accelerator: Accelerator, model: nn.Mod
             write_json(file, known)
     log.info("micro-batches hold up to %d tokens (train.micro_batch_tokens, measured: %s)", known[key], file)
     return int(known[key])
+
+
+def budget_key(recipe: Recipe, accelerator: Accelerator) -> str | None:
+    """The name under which the budget of a recipe is stored; None if it is not measured, but fixed by the recipe."""
+    wanted = recipe.train.micro_batch_tokens
+    measured = wanted == "auto" or (wanted is None and accelerator.device.type == "cuda")
+    return _key(recipe, accelerator) if measured and not shards_state(accelerator) else None
+
+
+def lower_stored_budget(recipe: Recipe, key: str, tokens: int) -> Path:
+    """Store a budget that turned out to be the largest one possible; returns the file.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    key : str
+        From `budget_key`.
+    tokens : int
+        A smaller one that is stored already stays.
+    """
+    file = _file(recipe)
+    known = read_json(file) if file.exists() else {}
+    write_json(file, known | {key: min(tokens, known.get(key, tokens))})
+    return file
+
+
+def _file(recipe: Recipe) -> Path:
+    return Path(recipe.exp.output_root) / "budgets.json"
 
 
 def _traced_guess(recipe: Recipe, labels: LabelSpace, accelerator: Accelerator) -> int | None:

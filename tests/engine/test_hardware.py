@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcls.engine.hardware import Hardware, find_hardware, read_hardware
+from llmcls.engine.hardware import Hardware, driver_version, find_hardware, read_hardware
 
 Smi = Callable[..., None]
 
@@ -86,3 +86,11 @@ def test_hardware_is_described_in_a_file(tmp_path: Path) -> None:
     assert read_hardware(path) == Hardware([80.0, 24.5], 2)
     path.write_text("{}")
     assert read_hardware(path) == Hardware()
+
+
+def test_the_driver_is_named_or_unknown(nvidia_smi: Smi) -> None:
+    assert driver_version() is None
+    nvidia_smi("580.95.05\\n580.95.05\\n")
+    assert driver_version() == "580.95.05"
+    nvidia_smi("", code=9)
+    assert driver_version() is None

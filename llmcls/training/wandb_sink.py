@@ -97,7 +97,7 @@ def open_wandb(tracked: TrackedRun) -> Sink:
 
     def show(step: int, dashboard: Dashboard) -> None:
         shown: dict[str, Any] = {
-            name: wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+            name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
             for name, table in dashboard.tables.items()
         }
         shown |= {name: wandb.Image(pixels) for name, pixels in dashboard.figures.items()}

@@ -28,8 +28,7 @@ from llmcls.common.files import read_json, write_json
 from llmcls.common.heartbeat import beat, pulse
 from llmcls.common.secrets import redacted
 from llmcls.common.user_error import UserError
-from llmcls.results.run_folder import RunFolder
-from llmcls.training.checkpoints import PROGRESS
+from llmcls.results.run_folder import PROGRESS, RunFolder
 
 log = logging.getLogger("llmcls.train")
 

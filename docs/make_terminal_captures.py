@@ -31,6 +31,8 @@ from llmcls.model.tiny import write_tiny_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (60, 120)
+# Lines of the end of a training.
+ROWS = 24
 CODE = re.compile(r"\x1b\[([0-9;?]*)([a-zA-Z])|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]")
 # What differs from machine to machine and says nothing.
 NOISE = re.compile(r"real_accelerator|^\[W|NNPACK|socket\.cpp")
@@ -221,8 +223,11 @@ def write_page(folder: Path, out: Path) -> None:
             print(f"{scene.title}, {columns} columns: exit code {code}", flush=True)
             parts.append(f"### {scene.title}, {columns} columns\n")
             if middle is not None:
-                parts.append(f"While it runs:\n\n```text\n{typed}\n{middle}\n```\n\nAt its end:\n")
-            parts.append(f"```text\n{typed}\n{end}\n```\n")
+                parts.append(f"While it runs:\n\n```text\n{typed}\n{middle}\n```\n\nThe last lines at its end:\n")
+                end = "\n".join(end.splitlines()[-ROWS:])
+            else:
+                end = f"{typed}\n{end}"
+            parts.append(f"```text\n{end}\n```\n")
             out.write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -96,10 +96,10 @@ def open_wandb(tracked: TrackedRun) -> Sink:
         started.log(numbers | {"step": step})
 
     def show(step: int, dashboard: Dashboard) -> None:
-        shown: dict[str, Any] = {}
-        for name, table in dashboard.tables.items():
-            columns: list[str | int] = [*table.columns]
-            shown[name] = wandb.Table(columns=columns, data=table.rows, allow_mixed_types=True)
+        shown: dict[str, Any] = {
+            name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
+            for name, table in dashboard.tables.items()
+        }
         shown |= {name: wandb.Image(pixels) for name, pixels in dashboard.figures.items()}
         started.log(shown | {"step": step})
         for name, text in dashboard.texts.items():

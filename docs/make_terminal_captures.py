@@ -31,6 +31,8 @@ from llmcls.model.tiny import write_tiny_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (60, 120)
+# Lines of the end of a training.
+ROWS = 24
 CODE = re.compile(r"\x1b\[([0-9;?]*)([a-zA-Z])|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]")
 # What differs from machine to machine and says nothing.
 NOISE = re.compile(r"real_accelerator|^\[W|NNPACK|socket\.cpp")
@@ -65,7 +67,7 @@ SCENES = (
         "A training",
         ["train", "recipe.yaml"],
         "The bar stands below the log lines and is gone at the end; the verdict is the last thing on the screen.",
-        look_at="step 24/",
+        look_at="step 14/",
     ),
     Scene(
         "A mistake",
@@ -76,7 +78,7 @@ SCENES = (
         "Ctrl-C",
         ["train", "recipe.yaml", "exp.run_name=stopped"],
         "The step ends, its checkpoint is written, and the last line says what was saved. The exit code is 130.",
-        press="step 12/",
+        press="step 6/",
     ),
 )
 
@@ -182,7 +184,7 @@ def capture(scene: Scene, columns: int, folder: Path) -> tuple[str | None, str, 
 def prepare(folder: Path) -> None:
     """Write a tiny model, data, a recipe and the profiles."""
     write_tiny_llama(folder / "tiny-llama", make_corpus(300, seed=0), seed=0, steps=3)
-    write_data(folder, 7, {"train": 640, "validation": 200, "test": 200})
+    write_data(folder, 7, {"train": 320, "validation": 80, "test": 80})
     (folder / "accel_configs").symlink_to(ROOT / "accel_configs")
     recipe = {
         "data": {
@@ -193,15 +195,15 @@ def prepare(folder: Path) -> None:
         "model": {"model_name": "tiny-llama", "torch_dtype": "float32", "lora_r": 8},
         "train": {
             "batch_size": 16, "gradient_accumulation_steps": 1, "num_train_epochs": 1, "learning_rate": 2e-3,
-            "logging_steps": 10, "eval_steps": 20, "report_to": [],
+            "logging_steps": 5, "eval_steps": 10, "report_to": [],
         },
-        "exp": {"seeds": [1], "baselines": True},
+        "exp": {"seeds": [1]},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-def page(folder: Path) -> str:
-    """The page with every scene at every width."""
+def write_page(folder: Path, out: Path) -> None:
+    """Write the page with every scene at every width, as far as they are captured."""
     parts = [
         "# In the terminal\n",
         "What `llmcls train` shows on a terminal of 60 and of 120 columns. `python docs/make_terminal_captures.py`\n"
@@ -221,9 +223,12 @@ def page(folder: Path) -> str:
             print(f"{scene.title}, {columns} columns: exit code {code}", flush=True)
             parts.append(f"### {scene.title}, {columns} columns\n")
             if middle is not None:
-                parts.append(f"While it runs:\n\n```text\n{typed}\n{middle}\n```\n\nAt its end:\n")
-            parts.append(f"```text\n{typed}\n{end}\n```\n")
-    return "\n".join(parts)
+                parts.append(f"While it runs:\n\n```text\n{typed}\n{middle}\n```\n\nThe last lines at its end:\n")
+                end = "\n".join(end.splitlines()[-ROWS:])
+            else:
+                end = f"{typed}\n{end}"
+            parts.append(f"```text\n{end}\n```\n")
+            out.write_text("\n".join(parts), encoding="utf-8")
 
 
 def main() -> None:
@@ -233,8 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        text = page(Path(folder))
-    arguments.out.write_text(text, encoding="utf-8")
+        write_page(Path(folder), arguments.out)
 
 
 if __name__ == "__main__":

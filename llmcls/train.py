@@ -167,9 +167,11 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     model, optimizer = prepare(accelerator, classifier, optimizer)
     rows = global_batch_size(recipe, ranks)
     progress = load_last(run, accelerator, model, optimizer) or Progress(seed, rows)
+    max_tokens = resolve_token_budget(settled, accelerator, model, inputs.labels)
     with first_process_first(accelerator, accelerator.is_main_process):
         if accelerator.is_main_process:
-            write_environment(run, environment(recipe, accelerator, optimizer, checkpoints_activations(settled)))
+            found = environment(recipe, accelerator, optimizer, checkpoints_activations(settled))
+            write_environment(run, found, max_tokens, progress.step)
     setup = TrainingSetup(
         recipe=recipe,
         seed=seed,
@@ -180,7 +182,7 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
         validation_split=inputs.validation_split,
         global_batch_size=progress.global_batch_size,
         packed=unwrapped(model).packs,
-        max_tokens=resolve_token_budget(settled, accelerator, model, inputs.labels),
+        max_tokens=max_tokens,
         run_log=RunLog(run, recipe_of_run(recipe, seed), progress.step) if accelerator.is_main_process else None,
         token_flops=flops,
         budget_key=budget_key(settled, accelerator),

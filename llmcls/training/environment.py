@@ -38,6 +38,7 @@ PACKAGES = (
 )  # fmt: skip
 # Of environment.json: what is read, and changes a result in any case.
 FILES = ("data", "base_model")
+BUDGETS = "micro_batch_tokens"
 # Of a file system that does not answer.
 SECONDS_FOR_GIT = 20
 
@@ -85,7 +86,7 @@ def environment(
     }
 
 
-def write_environment(run: RunFolder, found: dict[str, Any]) -> None:
+def write_environment(run: RunFolder, found: dict[str, Any], tokens: int, step: int) -> None:
     """Write environment.json, and warn if a run that resumes finds other data or another base model than before.
 
     Parameters
@@ -93,13 +94,34 @@ def write_environment(run: RunFolder, found: dict[str, Any]) -> None:
     run : RunFolder
     found : dict
         From `environment`.
+    tokens : int
+        Of a micro-batch from now on.
+    step : int
+        Optimizer steps done before.
     """
-    if run.last_checkpoint.exists() and run.environment.is_file():
-        before = read_json(run.environment)
-        files = {key: found[key] for key in FILES if isinstance(before, dict) and key in before}
-        for line in changed_surroundings(before, files):
-            log.warning("%s was started with other files: %s; its result belongs to neither", run.path, line)
-    write_json(run.environment, found)
+    before = _noted(run) if step else {}
+    files = {key: found[key] for key in FILES if key in before}
+    for line in changed_surroundings(before, files):
+        log.warning("%s was started with other files: %s; its result belongs to neither", run.path, line)
+    write_json(run.environment, found | {BUDGETS: _budgets(before, tokens, step)})
+
+
+def note_budget(run: RunFolder, tokens: int, step: int) -> None:
+    """Note in environment.json that micro-batches have another size from a step on: dropout draws other masks then."""
+    before = _noted(run)
+    write_json(run.environment, before | {BUDGETS: _budgets(before, tokens, step)})
+
+
+def _noted(run: RunFolder) -> dict[str, Any]:
+    """The content of environment.json; empty without the file."""
+    noted = read_json(run.environment) if run.environment.is_file() else {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _budgets(before: dict[str, Any], tokens: int, step: int) -> dict[str, int]:
+    """Tokens of a micro-batch by the number of steps done when they began to hold."""
+    kept = {key: value for key, value in before.get(BUDGETS, {}).items() if int(key) <= step}
+    return kept if kept and list(kept.values())[-1] == tokens else kept | {str(step): tokens}
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:

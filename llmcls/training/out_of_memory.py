@@ -27,13 +27,14 @@ from llmcls.model.stand_in import kind_of
 from llmcls.model.step_trace import MicroBatch, StepTracer, TraceError
 from llmcls.recipe.defaults import checkpoints_activations, eval_batch_tokens
 from llmcls.recipe.schema import Recipe
+from llmcls.training.environment import note_budget
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.token_budget import lower_stored_budget
 
 log = logging.getLogger(__name__)
 
 
-class StepTooLarge(Exception):
+class StepTooLarge(torch.OutOfMemoryError):
     """A micro-batch of a step did not fit into the memory; no weight has changed."""
 
 
@@ -48,7 +49,7 @@ def noticing_too_large_steps() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise StepTooLarge from error
+        raise StepTooLarge(str(error)) from error
 
 
 def with_smaller_batches(setup: TrainingSetup, batches: list[Batch], number: int) -> TrainingSetup:
@@ -86,6 +87,7 @@ def with_smaller_batches(setup: TrainingSetup, batches: list[Batch], number: int
             f"{tokens} tokens at once; {file} now says {smaller}: the same command resumes with them from the last "
             "checkpoint"
         )
+    note_budget(setup.folder, smaller, number)
     log.warning(
         "step %d does not fit into the memory with %d tokens at once: it is taken again with up to %d, and so are the "
         "steps after it; the results do not depend on it (%s)",

@@ -4,19 +4,24 @@
 
 Each work (a training on one process, one on two for each engine under torch's launcher, a prediction) is done once
 without trouble. Then it is done again and again in a new folder, hit until it ends, and compared: weights, decisions,
-metrics, log lines and predictions must be equal byte for byte, and no file may be left over. The heavy libraries are
-imported once; every process is a fork, so that a kill costs little.
+metrics, log lines and predictions must be equal byte for byte, and no file may be left over.
+
+The libraries are imported once, also those that a work imports late, and every process is a fork, so that a kill costs
+little. A part of the hits goes to the real `accelerate launch`, whose processes import everything themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -24,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +57,9 @@ from tests.faults.kills import count_operations, kill_this_process_at
 from tests.helpers import ROOT
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-# A process that takes longer to end hangs. Ranks notice within a second that their launcher is gone.
-SECONDS_TO_END = 60.0
+# A process that takes longer to end hangs. Ranks notice within a second that their launcher is gone. On a machine that
+# others use as well, it is so many times what the work takes without trouble.
+SECONDS_TO_END, TIMES_TO_END = 60.0, 3.0
 TIMES = ("time", "samples_per_second", "tokens_per_second", "seconds", "training")
 
 
@@ -69,12 +75,15 @@ class Work:
     predicts : bool
     profile : str
         Of `accel_configs`, for an engine on CPU processes, as in a rehearsal.
+    launched : bool
+        Whether the real `accelerate launch` starts it; it is hit once, because each start takes many seconds.
     """
 
     name: str
     ranks: int = 0
     predicts: bool = False
     profile: str = ""
+    launched: bool = False
 
 
 WORKS = (
@@ -83,7 +92,9 @@ WORKS = (
     Work("prediction", 0, True),
     Work("training, FSDP2", 2, profile="fsdp"),
     Work("training, ZeRO-2", 2, profile="zero2"),
+    Work("accelerate launch", 2, launched=True),
 )
+HITS = 6
 
 
 @dataclass
@@ -145,7 +156,8 @@ class Soak:
 
     def folder(self, work: Work, name: str) -> Path:
         """What a work writes to."""
-        return self.root / "outputs" / "tiny" / "products" / f"{name}-{work.ranks}-{int(work.predicts)}{work.profile}"
+        kind = f"{work.ranks}-{int(work.predicts)}{work.profile}{'-launched' if work.launched else ''}"
+        return self.root / "outputs" / "tiny" / "products" / f"{name}-{kind}"
 
     def start(self, work: Work, name: str, operation: int | None = None) -> int:
         """Start a work in a session of its own; returns its process number."""
@@ -163,6 +175,7 @@ class Soak:
             if operation is not None:
                 kill_this_process_at(operation)
             count_operations(self.root / f"{folder.name}.operations")
+            note_modules(self.root / f"{folder.name}.modules")
             run_command(lambda: main(arguments))
 
         def rank() -> None:
@@ -171,11 +184,14 @@ class Soak:
             if operation is not None and os.environ["RANK"] == str(operation % work.ranks):
                 kill_this_process_at(operation)
             become_a_command()
+            note_modules(self.root / f"{folder.name}.modules")
             if work.profile:
                 stand_in_for_gpus()
             run_command(lambda: main(arguments))
 
         log = self.root / f"{folder.name}.txt"
+        if work.launched:
+            return fork(lambda: _become_the_launcher(work, arguments), log)
         return fork((lambda: _launch(rank, work)) if work.ranks else alone, log)
 
     def reference(self, work: Work) -> None:
@@ -189,6 +205,7 @@ class Soak:
         if code:
             raise RuntimeError((self.root / f"{self.folder(work, 'reference').name}.txt").read_text(encoding="utf-8"))
         self._seconds[work.name] = time.monotonic() - started
+        import_all(self.root / f"{self.folder(work, 'reference').name}.modules")
         counted = self.root / f"{self.folder(work, 'reference').name}.operations"
         self._operations[work.name] = int(counted.read_text()) if counted.exists() else 300
         self._reference[work.name] = result_of(self.folder(work, "reference"))
@@ -216,7 +233,7 @@ class Soak:
         """Start a work and hit it; whether it ended before."""
         chosen = self.random.choice(SIGNALS)
         target = self.random.choice(["launcher", "rank"]) if work.ranks else "process"
-        if self.random.random() >= self.by_time:
+        if not work.launched and self.random.random() >= self.by_time:
             operation = self.random.randrange(self._operations[work.name])
             process, kind = self.start(work, name, operation), "SIGKILL at a file operation"
             code = self._end(process, work, name)
@@ -225,10 +242,11 @@ class Soak:
             process, kind = self.start(work, name), f"{chosen.name} to the {target}"
             delay = self.random.uniform(0.05, 1.1) * self._seconds[work.name]
             ended = _wait_for_end(process, delay)
+            members = _session(process)
             if not ended:
                 for hit in _targets(process, target, self.random):
                     os.kill(hit, chosen)
-            code = self._end(process, work, name)
+            code = self._end(process, work, name, members)
         if not ended:
             self.tally.hits[work.name, kind] += 1
             allowed = {0, 1, EXIT_INTERRUPTED, 130, *(-s for s in SIGNALS)} if work.ranks else {
@@ -249,16 +267,17 @@ class Soak:
         self.tally.problems.append(f"{work.name}, {name}: {what} (log: {log})")
         print(self.tally.problems[-1], flush=True)
 
-    def _end(self, process: int, work: Work, name: str) -> int:
+    def _end(self, process: int, work: Work, name: str, known: Sequence[int] = ()) -> int:
         """Wait until a process and all that it started have ended; counts hangs and orphans."""
-        members = _session(process)
-        if not _wait_for_end(process, SECONDS_TO_END):
+        members = {*known, *_session(process)}
+        patience = max(SECONDS_TO_END, TIMES_TO_END * self._seconds.get(work.name, 0.0))
+        if not _wait_for_end(process, patience):
             self.tally.hangs += 1
             self._problem(work, name, "hangs")
-            for one in _session(process) or [process]:
+            for one in {*_session(process), process}:
                 os.kill(one, signal.SIGKILL)
         code = code_of(process)
-        deadline = time.monotonic() + SECONDS_TO_END
+        deadline = time.monotonic() + patience
         while (left := [p for p in {*members, *_session(process)} if _alive(p)]) and time.monotonic() < deadline:
             time.sleep(0.05)
         if left:
@@ -326,6 +345,29 @@ def _launch(rank: Callable[[], None], work: Work) -> None:
     elastic_launch(config, rank)()
 
 
+def _become_the_launcher(work: Work, arguments: list[str]) -> None:
+    """Replace a fork by the real launcher; `_session` finds the ranks that it starts."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accel_configs/cpu.yaml"]
+    command += ["--num_processes", str(work.ranks), "--main_process_port", "0", "-m", "llmcls.train", *arguments]
+    os.chdir(ROOT)
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def note_modules(path: Path) -> None:
+    """Write at the end of this process which modules it has imported."""
+    atexit.register(lambda: path.write_text("\n".join(sorted(sys.modules)), encoding="utf-8"))
+
+
+def import_all(path: Path) -> None:
+    """Import what another process has noted: each fork would otherwise read it again."""
+    names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for name in names:
+        if name not in sys.modules:
+            # Some names are made up by libraries.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
 def _ended_with(work: Callable[[], None]) -> None:
     """Do what a process does at its end, and end it."""
     code = 1
@@ -347,6 +389,8 @@ def _ended_with(work: Callable[[], None]) -> None:
 def fork(work: Callable[[], None], log: Path) -> int:
     """Do a work in a fork with a session of its own; returns its process number."""
     sys.stdout.flush()
+    # Else each fork copies all objects as soon as it looks for garbage.
+    gc.freeze()
     child = os.fork()
     if child:
         return child
@@ -387,8 +431,10 @@ def code_of(process: int) -> int:
 
 
 def _session(process: int) -> list[int]:
-    """The processes of the session that a child leads."""
+    """The processes of the session that a child leads, and those that it started in sessions of their own."""
     found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found += [p.pid for p in psutil.Process(process).children(recursive=True) if os.getsid(p.pid) != process]
     for one in psutil.pids():
         try:
             if os.getsid(one) == process and _alive(one):
@@ -413,6 +459,16 @@ def _targets(process: int, target: str, rng: random.Random) -> list[int]:
     return [rng.choice(ranks)] if ranks else [process]
 
 
+def speed(hits: int, seconds: float) -> str:
+    """How quick a soak was, also on a machine whose processors others used as well."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    busy = sum(of.ru_utime + of.ru_stime for of in used)
+    return (
+        f"{60 * hits / seconds:.1f} hits a minute; {busy:.0f} s of processor time in {seconds:.0f} s, so "
+        f"{60 * hits / busy:.1f} hits in a minute of one core"
+    )
+
+
 def main() -> None:
     """Soak for some minutes, and print the table."""
     parser = argparse.ArgumentParser(description="Kills and signals at random moments; all results must be the same.")
@@ -427,12 +483,14 @@ def main() -> None:
         # Once for all forks; it takes seconds.
         os.environ["DS_ACCELERATOR"] = "cpu"
         importlib.import_module("deepspeed")
-    soak, deadline, number = Soak(root, arguments.seed), time.monotonic() + 60 * arguments.minutes, 0
+    started = time.monotonic()
+    soak, deadline, number = Soak(root, arguments.seed), started + 60 * arguments.minutes, 0
     while time.monotonic() < deadline:
         work = works[number % len(works)]
-        soak.once(work, number, hits=6, most=deadline)
+        soak.once(work, number, hits=1 if work.launched else HITS, most=deadline)
         number += 1
     print(soak.tally.table())
+    print(speed(sum(soak.tally.hits.values()), time.monotonic() - started))
     if soak.tally.problems:
         sys.exit(f"see {root}")
     if not arguments.folder:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from llmcls.common.user_error import UserError
 from llmcls.results.run_folder import RunFolder
-from llmcls.training.best_checkpoints import WEIGHTS, load_best, save_best
+from llmcls.training.best_checkpoints import WEIGHTS, load_best, require_best, save_best
 from tests.faults.kills import killed_at
 from tests.model.helpers import build
 from tests.training.test_checkpoints import head_of
@@ -54,7 +54,8 @@ def test_a_kill_at_any_file_operation_loses_no_second_best(write_recipe, tmp_pat
         for step in (1, 2, 3):
             save(folder, step)
         killed = killed_at(number, lambda folder=folder: save(folder, 4))
-        # The run resumes before the evaluation, and comes to it again.
+        # The run resumes before the evaluation, with a best checkpoint that is whole, and comes to it again.
+        require_best(RunFolder(folder), folder, 0, best_step=3)
         save(folder, 4)
         assert kept(folder) == [4.0, 3.0, 2.0], number
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "best_2", "best_3"}

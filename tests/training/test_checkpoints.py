@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from llmcls.common.files import write_json
 from llmcls.common.signals import STOP_AFTER
 from llmcls.common.user_error import UserError
+from llmcls.model.pretrained import load_tokenizer
 from llmcls.recipe import defaults
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.train import main
 from llmcls.training import best_checkpoints, checkpoints
 from llmcls.training.best_checkpoints import WEIGHTS, load_best, save_best
-from llmcls.training.checkpoints import Progress, load_last, read_progress, save_last
+from llmcls.training.checkpoints import Progress, load_last, read_progress, save_last, save_model
 from tests.common.test_manifest import DAMAGES
 from tests.helpers import metrics_of, train
-from tests.model.helpers import TEXTS, build, lengths_of, packed_row
+from tests.model.helpers import LABELS, TEXTS, build, lengths_of, packed_row
 
 pytestmark = pytest.mark.slow
 
@@ -241,6 +242,15 @@ def test_any_order_of_modules_is_written_sorted(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {
         "target_modules": ["k", "q", "v"], "rank_pattern": {}, "exclude_modules": None
     }  # fmt: skip
+
+
+def test_a_saved_adapter_names_its_modules_in_order(write_recipe, tmp_path: Path) -> None:
+    recipe, accelerator, model = load_recipe(write_recipe()), Accelerator(cpu=True), build(write_recipe())
+    # peft keeps them in a set, whose order depends on the process; this is one that it may have.
+    model.model.peft_config["default"].target_modules = ["v_proj", "q_proj"]
+    save_model(RunFolder(tmp_path), accelerator, model, load_tokenizer(recipe.model), LABELS, recipe)
+    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
 
 
 def test_a_tokenizer_is_saved_as_it_was_loaded_whether_it_has_read_texts_or_not(write_recipe, trained_once) -> None:

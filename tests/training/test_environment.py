@@ -13,7 +13,7 @@ from llmcls.common.manifest import entry_of
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import RunFolder
 from llmcls.training import environment as module
-from llmcls.training.environment import environment, git_state, write_environment
+from llmcls.training.environment import environment, git_state, note_budget, write_environment
 
 
 def test_versions_engine_and_devices_are_named(write_recipe, monkeypatch) -> None:
@@ -56,15 +56,32 @@ def test_a_checkout_is_noted_with_its_commit_and_its_changes_without_their_text(
 
 def test_a_run_that_resumes_with_other_data_says_so(tmp_path: Path, log_lines) -> None:
     run = RunFolder(tmp_path)
-    run.last_checkpoint.mkdir(parents=True)
     before = {"data": {"train": {"bytes": 1, "xxh3_128": "a" * 32}}, "base_model": {}, "python": "3.11"}
-    write_environment(run, before)
+    write_environment(run, before, 512, step=0)
     assert log_lines == []
-    write_environment(run, before | {"data": {"train": {"bytes": 1, "xxh3_128": "b" * 32}}, "python": "3.12"})
+    other = before | {"data": {"train": {"bytes": 1, "xxh3_128": "b" * 32}}, "python": "3.12"}
+    write_environment(run, other, 512, step=4)
     assert log_lines == [
         f"{tmp_path} was started with other files: data train: 1 bytes (aaaaaaaaaaaa) then, 1 bytes (bbbbbbbbbbbb) "
         "now; its result belongs to neither"
     ]
+
+
+def test_the_sizes_of_micro_batches_are_noted_with_the_steps_that_had_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+
+    def noted() -> dict[str, int]:
+        found: dict[str, int] = json.loads(run.environment.read_text(encoding="utf-8"))["micro_batch_tokens"]
+        return found
+
+    write_environment(run, {}, 512, step=0)
+    note_budget(run, 256, step=7)
+    assert noted() == {"0": 512, "7": 256}
+    # The run resumes from a checkpoint before that, with what is stored now.
+    write_environment(run, {}, 256, step=5)
+    assert noted() == {"0": 512, "5": 256}
+    write_environment(run, {}, 256, step=9)
+    assert noted() == {"0": 512, "5": 256}
 
 
 def test_a_bug_report_with_it_shows_no_paths(trained) -> None:

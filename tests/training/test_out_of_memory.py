@@ -81,6 +81,8 @@ def test_later_steps_and_those_before_are_the_same_to_rounding(recipe: Path, no_
     no_memory(3)
     found = weights(recipe, "stepped-down", "micro_batch_tokens=auto", "lora_dropout=0.0")
     no_memory(-1)
+    noted = read_json(recipe.parent / "outputs/tiny-llama/products/stepped-down/run_0/environment.json")
+    assert list(noted["micro_batch_tokens"]) == ["0", "3"]
     expected = weights(recipe, "whole", f"micro_batch_tokens={BUDGET}", "lora_dropout=0.0")
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, rtol=0, atol=2e-5), name

@@ -2,8 +2,8 @@
 
     BANKING77_DIR=... python bench/prompts.py MODEL [MODEL ...] [--recipe RECIPE]
 
-MODEL is a folder or a name on the hub. A probe costs one forward pass over the texts and no training, so the cheapest way
-to a prompt is to try some. Every figure is on the validation rows. Writes bench/results.md.
+MODEL is a folder or a name on the hub. A probe costs one forward pass over the texts and no training, so prompts are
+cheap to try. Every figure is on the validation rows. Writes bench/results.md.
 """
 
 from __future__ import annotations
@@ -79,14 +79,9 @@ def main() -> None:
     rows = []
     for model in a.models:
         for way, (pooling, bidirectional, prompt) in WAYS.items():
-            recipe = load_recipe(
-                a.recipe,
-                [
-                    f"model.model_name={model}", f"model.pooling={pooling}", f"bidirectional={json.dumps(bidirectional)}",
-                    f"data.prompt={json.dumps(prompt) if prompt else 'null'}", "data.test_csv=null",
-                    "data.max_length=256", *a.set,
-                ],
-            )  # fmt: skip
+            overrides = [f"model.model_name={model}", f"model.pooling={pooling}", f"data.prompt={json.dumps(prompt)}"]
+            overrides += [f"model.bidirectional={json.dumps(bidirectional)}", "data.test_csv=null", "max_length=256"]
+            recipe = load_recipe(a.recipe, [*overrides, *a.set])
             start = time.perf_counter()
             score, tokens = accuracy(recipe)
             rows.append(f"| {Path(model).name} | {way} | {tokens:.0f} | {score:.3f} |")
@@ -95,7 +90,7 @@ def main() -> None:
     write_section(
         f"A linear probe on the frozen model: {Path(a.recipe).stem}",
         [
-            f"`bench/prompts.py` on {machine()}. Accuracy on validation of a linear probe, by how the model reads a text.",
+            f"`bench/prompts.py` on {machine()}. Validation accuracy of a probe, by how the model reads a text.",
             "",
             "| model | what the head reads | tokens a text | accuracy |",
             "|---|---|---|---|",

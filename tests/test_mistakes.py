@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmcls.common.command import run_command
-from tests.helpers import ROOT, read_rows, write_csv
+from tests.helpers import read_rows, write_csv
 
 pytestmark = pytest.mark.slow
 
@@ -158,14 +155,3 @@ def test_a_mistake_in_prediction(arguments: list[str], sentence: str, capsys) ->
         run_command(lambda: main(arguments))
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("module", ["llmcls.train", "llmcls.check"])
-def test_a_real_process_exits_with_2_and_no_traceback(write_recipe, module: str) -> None:
-    recipe = write_recipe(data__text_fields=["titel"])
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(recipe)], capture_output=True, text=True, cwd=ROOT, env=os.environ
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "did you mean 'title'?" in done.stderr

@@ -149,7 +149,7 @@ def test_full_fine_tuning_keeps_its_pooling(learn, tmp_path: Path, pooling: str)
         ({"train__loss": "asymmetric", "model__problem_type": "single_label_classification",
           "data__label_columns": ["kind"]}, "train.loss is for multi_label"),
         ({"data__truncation": "windows", "data__window_overlap": 64}, "data.window_overlap is 64; it must be below"),
-        ({"data__prompt": "no place"}, "data.prompt must contain {text} exactly once"),
+        ({"data__prompt": "no place"}, "data.prompt must contain {text}, where the text"),
         ({"train__threshold_metric": "accuracy"}, "train.threshold_metric is 'accuracy'; it must be f1"),
         ({"train__calibration": "temperature"}, "train.calibration is temperature, which needs data.val_csv"),
     ],

@@ -85,25 +85,31 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
     -----
     ``head_tail`` keeps the first and the last half of what fits: Sun et al. 2019, "How to Fine-Tune BERT for Text
     Classification?", section 5.3.1. The prompt is tokenized separately from the text, so that truncation of the text
-    never shortens the prompt.
+    never shortens the prompt. A prompt may contain the text twice: in a decoder, the tokens of the second copy see the
+    whole text (Springer et al. 2024, "Repetition Improves Language Model Embeddings").
     """
     if data.prompt is None and data.truncation == "head":
         return encode_texts(texts, tokenizer, data.max_length)
     lead, trail = special_ids(tokenizer)
-    before, after = _prompt_ids(tokenizer, data, label_names)
-    before, after = lead + before, after + trail
-    room = data.max_length - len(before) - len(after)
+    first, *others = _prompt_ids(tokenizer, data, label_names)
+    first, others[-1] = lead + first, others[-1] + trail
+    fixed = len(first) + sum(map(len, others))
+    room = (data.max_length - fixed) // len(others)
     if room < 1 + (data.window_overlap if data.truncation == "windows" else 0):
         raise UserError(
-            f"data.max_length is {data.max_length}; prompt and special tokens take {len(before) + len(after)} tokens, "
+            f"data.max_length is {data.max_length}; prompt and special tokens take {fixed} tokens, "
             "which leaves too little for the text; shorten data.prompt or data.window_overlap, or raise max_length"
         )
     bodies = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     fallback = [_fallback_token(tokenizer)]
     encoded = []
     for body in bodies:
-        parts = [before + part + after for part in _truncate(body, room, data)]
-        encoded.append([i for part in parts for i in part] or fallback)
+        ids: list[int] = []
+        for part in _truncate(body, room, data):
+            ids += first
+            for following in others:
+                ids += part + following
+        encoded.append(ids or fallback)
     return encoded
 
 
@@ -152,8 +158,8 @@ def _truncate(body: list[int], room: int, data: DataSection) -> list[list[int]]:
     return [body[start : start + room] for start in starts[: data.max_windows]]
 
 
-def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tuple[list[int], list[int]]:
-    """The token ids of the prompt before and after the text."""
+def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> list[list[int]]:
+    """The token ids of the prompt's parts: what comes before, between and after the places of the text."""
     descriptions = data.label_descriptions or {}
     for name in descriptions:
         if name not in label_names:
@@ -161,15 +167,11 @@ def _prompt_ids(tokenizer: Any, data: DataSection, label_names: list[str]) -> tu
             hint = f"did you mean {near!r}?" if near else f"the labels are {', '.join(label_names[:10])}"
             raise UserError(f"data.label_descriptions: {name!r} is not a label; {hint}")
     if data.prompt is None:
-        return [], []
+        return [[], []]
     entries = [f"{n}: {descriptions[n]}" if n in descriptions else n for n in label_names]
     label_list = "\n".join(f"- {entry}" for entry in entries) if descriptions else ", ".join(entries)
-    before, after = (part.replace("{labels}", label_list) for part in data.prompt.split("{text}"))
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    return ids(before), ids(after)
+    parts = [part.replace("{labels}", label_list) for part in data.prompt.split("{text}")]
+    return [tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in parts]
 
 
 def _fallback_token(tokenizer: Any) -> int:

@@ -171,8 +171,10 @@ def _check_variants(recipe: Recipe) -> None:
         raise recipe.error(
             "data.window_overlap", f"is {data.window_overlap}; it must be below data.max_length ({data.max_length})"
         )
-    if data.prompt is not None and data.prompt.count("{text}") != 1:
-        raise recipe.error("data.prompt", "must contain {text} exactly once, where the text is inserted")
+    if data.prompt is not None and "{text}" not in data.prompt:
+        raise recipe.error("data.prompt", "must contain {text}, where the text is inserted")
+    if data.prompt is not None and data.prompt.count("{text}") > 1 and data.truncation == "windows":
+        raise recipe.error("data.prompt", "contains {text} more than once, which data.truncation: windows cannot cut")
 
 
 def _check_files(recipe: Recipe) -> None:

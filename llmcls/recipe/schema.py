@@ -69,7 +69,9 @@ class DataSection:
     hierarchy_separator: str | None = _key(
         None, "Labels are paths such as `a/b/c`; each label implies its ancestors `a/b` and `a`.", literal=True
     )
-    prompt: str | None = _key(None, "What the model reads, with `{text}` and optionally `{labels}`.", literal=True)
+    prompt: str | None = _key(
+        None, "What the model reads, with `{text}` once or twice, and optionally `{labels}`.", literal=True
+    )
     label_descriptions: dict[str, str] | None = _key(
         None, "Label to description, for `{labels}` in the prompt.", literal=True
     )

@@ -95,6 +95,16 @@ def test_the_prompt_stays_whole_around_a_cut_text(tokenizer: Any, data: DataSect
     assert len(found) == 64
 
 
+def test_a_text_may_stand_twice_in_a_prompt_and_is_cut_alike(tokenizer: Any, data: DataSection) -> None:
+    wanted = replace(data, prompt='"{text}" Again: "{text}" It is about:', max_length=40)
+    short, cut = encode(["a kettle", TEXT], tokenizer, wanted, LABELS)
+    assert tokenizer.decode(short, skip_special_tokens=True) == '"a kettle" Again: "a kettle" It is about:'
+    first, second = tokenizer.decode(cut, skip_special_tokens=True).split('"')[1::2]
+    assert first
+    assert first == second == TEXT[: len(first)]
+    assert len(cut) in (39, 40)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -32,8 +32,11 @@ VALUES: list[tuple[Changes, str]] = [
     ({"data__encoding": "latin-l"}, "data.encoding is 'latin-l', which Python does not know; did you mean latin-1?"),
     ({"data__encoding": "base64"}, "data.encoding is 'base64', which Python does not know"),
     ({"data__validation_split": 0.1}, "data.validation_split holds rows out where data.val_csv names a file"),
-    ({"data__prompt": "no place"}, "data.prompt must contain {text} exactly once"),
-    ({"data__prompt": "{text} and {text}"}, "data.prompt must contain {text} exactly once"),
+    ({"data__prompt": "no place"}, "data.prompt must contain {text}, where the text"),
+    (
+        {"data__prompt": "{text} and {text}", "data__truncation": "windows", "data__window_overlap": 4},
+        "data.prompt contains {text} more than once, which data.truncation: windows cannot cut",
+    ),
     ({"exp__seeds": []}, "exp.seeds is empty"),
     ({"exp__seeds": [1, 1]}, "exp.seeds is [1, 1]; seeds must be 0 or greater and different"),
     ({"exp__seeds": [-1]}, "exp.seeds is [-1]"),

@@ -185,7 +185,6 @@ def main() -> None:
     a = parser.parse_args()
     logging.disable(logging.INFO)
     chosen = [int(n) for n in a.only.split(",")] if a.only else range(1, len(CASES) + 1)
-    rows = known_rows()
     about = (
         f"{machine()}. Three training steps, {SIZES['validation']} validation rows, exported as float32 and compared "
         "with the stored predictions of the run, in a process that cannot import llmcls. SmolLM2 has 135 million "
@@ -206,7 +205,8 @@ def main() -> None:
                 row = measure(case, run, Path(exports), not a.no_graphs)
             shutil.rmtree(run.folder.path.parent)
             print(" | ".join(row), flush=True)
-            rows[tuple(row[:4])] = row
+            # Read again, because another process may measure other cases.
+            rows = known_rows() | {tuple(row[:4]): row}
             keys = [(c.model, c.weights, c.trained, c.task) for c in CASES]
             table = [list(HEADER), ["---"] * len(HEADER), *(rows[key] for key in keys if key in rows)]
             write_section(TITLE, [about, "", *("| " + " | ".join(cells) + " |" for cells in table)])

@@ -10,6 +10,7 @@ bench: setup
 	.venv/bin/python bench/train_speed.py
 	.venv/bin/python bench/predict_speed.py
 	.venv/bin/python bench/serve.py
+	.venv/bin/python bench/stream.py
 	.venv/bin/python bench/scale.py
 	.venv/bin/python bench/gpu.py
 	.venv/bin/python bench/trace.py

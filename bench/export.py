@@ -1,10 +1,11 @@
 """Does an exported run decide as the run did? A table over precisions, ways of training, tasks and models.
 
-    python bench/export.py SMOLLM2 GEMMA3 [--only 1,4]
+    python bench/export.py SMOLLM2 GEMMA3 [--only 1,4] [--no-graphs]
 
 The two arguments are folders or names on the hub of pretrained decoders, such as SmolLM2-135M and Gemma 3 270M; an
 encoder with random weights is made here. Each case trains three steps on texts of the quickstart, exports, and compares
-the validation rows in a process that cannot import llmcls; some become ONNX graphs too. Writes bench/results.md.
+the validation rows in a process that cannot import llmcls; some become ONNX graphs too, which takes minutes for a
+decoder. Writes bench/results.md after each case; rows of cases that are not measured again stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from llmcls.results.run_folder import RunFolder  # noqa: E402
 from llmcls.serving.export import ExportOptions, export_run  # noqa: E402
 
 SIZES = {"train": 24, "validation": 32, "test": 10}
+TITLE = "Exports"
 # Few, so that each is among the training texts.
 CLASSES = ("books", "music", "movies")
 HEADER = (
@@ -139,32 +142,37 @@ def train(case: Case, model: str, folder: Path, number: int) -> FinishedRun:
     return open_run(RunFolder(found))
 
 
-def measure(case: Case, run: FinishedRun, folder: Path) -> list[str]:
+def measure(case: Case, run: FinishedRun, folder: Path, graphs: bool) -> list[str]:
     """Export in every wanted form; the cells of the table."""
     cells = [case.model, case.weights, case.trained, case.task]
     try:
         proof = export_run(run, folder / "plain", ExportOptions())
-        cells += [
-            f"{proof.largest_difference:.1e}",
-            f"{proof.tolerance:.0e}",
-            f"{proof.changed_decisions}/{proof.rows}",
-        ]
+        changed = f"{proof.changed_decisions}/{proof.rows}"
+        cells += [f"{proof.largest_difference:.1e}", f"{proof.tolerance:.0e}", changed]
     except UserError as error:
         cells += [f"refused: {error}", "", ""]
-    for int8 in (False, True):
-        if int8 not in case.graphs:
-            cells.append("")
-            continue
-        try:
-            proof = export_run(run, folder / f"graph{int8}", ExportOptions(onnx=True, int8=int8))
-        except UserError as error:
-            cells.append(f"refused: {error}")
-            continue
-        assert proof.speed is not None
-        ratio = proof.speed.onnx / proof.speed.pytorch
-        changed = f"{proof.changed_decisions}/{proof.rows} changed"
-        cells.append(f"{proof.largest_difference:.1e}, {changed}, {ratio:.2f} times as fast")
-    return cells
+    return cells + [graph(run, folder, int8) if graphs and int8 in case.graphs else "" for int8 in (False, True)]
+
+
+def graph(run: FinishedRun, folder: Path, int8: bool) -> str:
+    """What the proof of an ONNX graph found, as a cell of the table."""
+    try:
+        proof = export_run(run, folder / f"graph{int8}", ExportOptions(onnx=True, int8=int8))
+    except UserError as error:
+        return f"refused: {error}"
+    assert proof.speed is not None
+    ratio = proof.speed.onnx / proof.speed.pytorch
+    changed = f"{proof.changed_decisions}/{proof.rows} changed"
+    return f"{proof.largest_difference:.1e}, {changed}, {ratio:.2f} times as fast"
+
+
+def known_rows() -> dict[tuple[str, ...], list[str]]:
+    """The rows that bench/results.md has already, by model, weights, way of training and task."""
+    path = ROOT / "bench" / "results.md"
+    section = path.read_text(encoding="utf-8").partition(f"\n## {TITLE}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    return {tuple(row[:4]): row for row in cells[1:]}
 
 
 def main() -> None:
@@ -172,32 +180,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("smollm2", help="a folder or a name on the hub")
     parser.add_argument("gemma3", help="a folder or a name on the hub")
-    parser.add_argument("--only", help="numbers of cases, from 1; the file is not written then")
+    parser.add_argument("--only", help="numbers of cases, from 1")
+    parser.add_argument("--no-graphs", action="store_true", help="no ONNX graphs")
     a = parser.parse_args()
     logging.disable(logging.INFO)
-    chosen = {int(n) for n in a.only.split(",")} if a.only else set(range(1, len(CASES) + 1))
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    chosen = [int(n) for n in a.only.split(",")] if a.only else range(1, len(CASES) + 1)
+    about = (
+        f"{machine()}. Three training steps, {SIZES['validation']} validation rows, exported as float32 and compared "
+        "with the stored predictions of the run, in a process that cannot import llmcls. SmolLM2 has 135 million "
+        "weights, Gemma 3 has 270 million; the encoder is a BERT of four layers with random weights. The speed of an "
+        "ONNX graph is relative to PyTorch in the same process, on the same texts, in turns. An empty cell was not "
+        "measured."
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tables(folder / "data")
         write_encoder(folder / "encoder", a.smollm2)
         models = {"SmolLM2": a.smollm2, "Gemma 3": a.gemma3, "encoder": str(folder / "encoder")}
-        for number, case in enumerate(CASES, 1):
-            if number not in chosen:
-                continue
+        for number in chosen:
+            case = CASES[number - 1]
             run = train(case, models[case.model], folder, number)
             # Each case leaves gigabytes.
             with tempfile.TemporaryDirectory(dir=folder) as exports:
-                lines.append("| " + " | ".join(measure(case, run, Path(exports))) + " |")
-            print(lines[-1], flush=True)
-    about = (
-        f"{machine()}. Three training steps, {SIZES['validation']} validation rows, exported as float32 and compared "
-        "with the stored predictions of the run, in a process that cannot import llmcls. SmolLM2 has 135 million "
-        "weights, Gemma 3 has 270 million; the encoder is a BERT of four layers with random weights. The speed of an "
-        "ONNX graph is relative to PyTorch in the same process, on the same texts, in turns."
-    )
-    if not a.only:
-        write_section("Exports", [about, "", *lines])
+                row = measure(case, run, Path(exports), not a.no_graphs)
+            shutil.rmtree(run.folder.path.parent)
+            print(" | ".join(row), flush=True)
+            # Read again, because another process may measure other cases.
+            rows = known_rows() | {tuple(row[:4]): row}
+            keys = [(c.model, c.weights, c.trained, c.task) for c in CASES]
+            table = [list(HEADER), ["---"] * len(HEADER), *(rows[key] for key in keys if key in rows)]
+            write_section(TITLE, [about, "", *("| " + " | ".join(cells) + " |" for cells in table)])
 
 
 if __name__ == "__main__":

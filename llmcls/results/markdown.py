@@ -27,16 +27,16 @@ def code_block(language: str, code: str) -> str:
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"
 
 
-def table(header: list[str], rows: list[list[str]], numbers: bool = True) -> str:
+def table(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
     """A Markdown table; every cell is escaped.
 
     Parameters
     ----------
     header : list of str
     rows : list of list of str
-    numbers : bool
-        Whether all columns but the first are numbers, which are aligned to the right.
+    texts : int
+        Columns of texts, from the left; the others are numbers, which are aligned to the right.
     """
-    lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)]
+    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts)]
     cells = [[escaped(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines + cells)

@@ -108,7 +108,7 @@ def _card(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], home: Home) -
         "Keys that differ from their defaults:",
         code_block("yaml", yaml.safe_dump(_changed_keys(shared), sort_keys=False, allow_unicode=True, width=100)),
         "## Environment",
-        table(["", ""], _environment(run), numbers=False),
+        table(["part", "version or value"], _environment(run), texts=2),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -185,6 +185,7 @@ def _data(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
         table(
             ["split", "file", "rows"],
             [[split, path, format_number(counts.get(split, {}).get("rows"))] for split, path in files.items()],
+            texts=2,
         ),
     ]
 
@@ -195,7 +196,7 @@ def _results(metrics: dict[str, Any], splits: list[str], baselines: dict[str, An
     found, at_half = metrics[shown], metrics.get("at_half", {}).get(shown, {})
     intervals = found.get("intervals", {})
     known = {name: scores[shown] for name, scores in baselines.items() if shown in scores}
-    header = ["", shown, "95 % interval", "with thresholds of 0.5", *others, *(BASELINE_NAMES[n] for n in known)]
+    header = ["metric", shown, "95 % interval", "at 0.5", *others, *(BASELINE_NAMES[n] for n in known)]
     rows = []
     for name in FIGURES:
         limits = intervals.get(name)
@@ -208,7 +209,8 @@ def _results(metrics: dict[str, Any], splits: list[str], baselines: dict[str, An
             *(format_number(scores.get(name)) for scores in known.values()),
         ])  # fmt: skip
     return [
-        f"Measured on {shown}, with the thresholds below. Intervals are bootstrap percentiles over its rows.",
+        f'Measured on {shown}, with the thresholds below; "at 0.5" is with thresholds of 0.5. Intervals are bootstrap '
+        "percentiles over its rows.",
         table(header, rows),
     ]
 

@@ -74,6 +74,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: a column of texts, no fitting, and no check of numbers."""
+        tags = super().__sklearn_tags__()
+        tags.requires_fit, tags.no_validation = False, True
+        tags.target_tags.required = False
+        tags.input_tags.one_d_array = tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
     def predict(self, X: Iterable[str]) -> np.ndarray:
         """The labels of texts.
 
@@ -118,6 +127,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Probabilities of `chunk_rows` texts at a time, float32 [rows, labels]."""
         if isinstance(texts, str):
             raise UserError("predict takes a list of texts, not one text; use predict([text])")
+        # Iterating over a table gives the names of its columns.
+        if getattr(texts, "ndim", 1) != 1:
+            raise UserError("predict takes one column of texts, not a table; join its columns with data.text_separator")
         remaining, first = iter(texts), 0
         while chunk := list(itertools.islice(remaining, self.chunk_rows)):
             yield self._loaded.probabilities(self._loaded.tokens(chunk, first))

@@ -104,16 +104,19 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
             with replacing_folder(folder) as temporary:
                 write_onnx(weights, temporary, options.int8)
         proof = prove(run, folder, options.precision, options.tolerance)
-        if options.onnx:
-            texts = read_texts(run.recipe, proof.split).texts[:RACE_ROWS]
-            proof = replace(proof, speed=measure_speed(folder, weights, texts))
         log.info("%s", proof)
         # Not "difference > tolerance", which a NaN would pass.
         if not proof.largest_difference <= proof.tolerance or proof.unexplained:
+            other = (
+                "leave out --int8" if options.int8 else "leave out --onnx" if options.onnx else "use --dtype float32"
+            )
             raise UserError(
                 f"{target} was not written: it predicts otherwise than the run ({proof}); raise --tolerance if that is "
-                f"acceptable, or {'leave out --int8' if options.int8 else 'use --dtype float32'}"
+                f"acceptable, or {other}"
             )
+        if options.onnx:
+            texts = read_texts(run.recipe, proof.split).texts[:RACE_ROWS]
+            proof = replace(proof, speed=measure_speed(folder, weights, texts))
         write_json(folder / "export.json", {"run": run.folder.path.name, **asdict(proof)})
         home = Home(target.name, exported=True, onnx=options.onnx, proof=str(proof))
         write_text(folder / "README.md", model_card(run, home))

@@ -78,6 +78,7 @@ def write_onnx(source: Path, folder: Path, int8: bool) -> None:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    # The only code in the folder is the modelling file of this package.
     network: Any = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=True).float().eval()
     network.config.use_cache = False
     longest = AutoTokenizer.from_pretrained(source).model_max_length

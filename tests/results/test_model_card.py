@@ -36,13 +36,13 @@ def test_the_card_of_a_run_has_the_numbers_of_its_metrics(trained_once: Experime
     run = RunFolder(trained_once.runs[0])
     page, metrics = run.model_card.read_text(encoding="utf-8"), read_json(run.metrics)
     shown = tables(page)
-    figures = {row[""]: row for row in shown["Results"]}
+    figures = {row["metric"]: row for row in shown["Results"]}
     baselines = run.experiment.baselines.read()
     for name, (low, high) in metrics["test"]["intervals"].items():
         assert figures[name]["test"] == f"{metrics['test'][name]:.4f}"
         assert figures[name]["95 % interval"] == f"{low:.4f} to {high:.4f}"
         assert figures[name]["validation"] == f"{metrics['validation'][name]:.4f}"
-        assert figures[name]["with thresholds of 0.5"] == f"{metrics['at_half']['test'][name]:.4f}"
+        assert figures[name]["at 0.5"] == f"{metrics['at_half']['test'][name]:.4f}"
         assert figures[name]["majority"] == f"{baselines['majority']['test'][name]:.4f}"
     assert [row["rows"] for row in shown["Data"]] == ["160", "40", "61"]
     thresholds = read_json(run.thresholds)["values"]

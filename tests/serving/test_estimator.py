@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import SkipTestWarning
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
 
 import llmcls
 from llmcls.common.user_error import UserError
@@ -60,6 +62,25 @@ def test_scikit_learn_takes_it_as_fitted(classifier: Classifier, texts: list[str
     assert clone(classifier).get_params() == classifier.get_params()
 
 
+# `check_estimator` itself leaves out nearly all checks of an estimator whose input is no matrix of numbers. These need
+# none.
+CHECKS = (
+    "estimator_cloneable", "estimator_tags_renamed", "valid_tag_types", "estimator_repr", "no_attributes_set_in_init",
+    "estimators_overwrite_params", "estimators_fit_returns_self", "mixin_order",
+    "readonly_memmap_input", "do_not_raise_errors_in_init_or_set_params", "n_features_in_after_fitting",
+    "positive_only_tag_during_fit", "parameters_default_constructible", "get_params_invariance", "set_params",
+)  # fmt: skip
+
+
+def test_the_checks_of_scikit_learn_that_apply_pass(trained_once: Experiment) -> None:
+    classifier = Classifier(trained_once.runs[0])
+    for name in CHECKS:
+        getattr(estimator_checks, f"check_{name}")("Classifier", clone(classifier))
+    with pytest.warns(SkipTestWarning, match="one_d_array=True, two_d_array=False.*string=True"):
+        results = estimator_checks.check_estimator(classifier)
+    assert [result["status"] for result in results] == ["passed"]
+
+
 def test_a_copy_in_another_process_loads_its_own_model(classifier: Classifier, texts: list[str]) -> None:
     stored = pickle.dumps(classifier)
     assert len(stored) < 5000
@@ -85,6 +106,7 @@ def test_no_text_gives_no_row(classifier: Classifier) -> None:
     ("given", "sentence"),
     [
         ("one text", "takes a list of texts, not one text"),
+        (pd.DataFrame({"title": ["a"], "body": ["b"]}), "takes one column of texts, not a table"),
         (["a", None], "text 1 is NoneType, not a str"),
         (["a", "b\ud800"], "text 1: character 1 is half of a pair"),
     ],

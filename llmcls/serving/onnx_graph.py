@@ -157,10 +157,11 @@ def try_shapes(logits: nn.Module, folder: Path, shapes: list[tuple[int, int]]) -
 
 def example(logits: nn.Module, texts: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Random token ids and their mask, int64 [texts, tokens] each; the second half of the first text is padding."""
-    config = logits.network.config
+    network: Any = logits.network
+    config: Any = network.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.get_text_config().vocab_size, (texts, tokens), generator=generator)
-    padding = config.get_text_config().pad_token_id
+    ids = torch.randint(config.vocab_size, (texts, tokens), generator=generator)
+    padding = config.pad_token_id
     # A classifier of transformers finds the end of a text by its padding.
     ids[ids == padding] = padding + 1 if padding == 0 else padding - 1
     mask = torch.ones_like(ids)

@@ -112,9 +112,9 @@ def _run(command: list[str], recipe: Recipe) -> int:
     launcher: Any = importlib.import_module("accelerate.commands.launch")
     elastic: Any = importlib.import_module("torch.distributed.elastic.multiprocessing")
     errors: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
-    # They repeat the end of a process, with its command line.
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Its log lines repeat the end of a process, with its command line, and stand below what the process said.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         launcher.launch_command(launcher.launch_command_parser().parse_args(command))
     except errors.ChildFailedError as failure:
@@ -127,6 +127,8 @@ def _run(command: list[str], recipe: Recipe) -> int:
     except KeyboardInterrupt:
         print(saved_words(recipe), file=sys.stderr, flush=True)
         return EXIT_BY_KEYBOARD
+    finally:
+        logging.disable(disabled)
     return 0
 
 

@@ -32,6 +32,8 @@ SECONDS_OF_ONE_INTERRUPT = 0.3
 SECONDS_OF_ONE_INTERRUPT_OF_A_LAUNCHER = 3.0
 # What the ranks may take to save and end after their launcher is gone.
 SECONDS_WITHOUT_LAUNCHER = 600.0
+# What they may take where nothing has to be saved: torch ignores an interrupt while it connects the ranks.
+SECONDS_WITHOUT_LAUNCHER_OR_STEPS = 30.0
 
 _KEYBOARD = [getattr(signal, name) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)]
 _BATCH = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -122,10 +124,12 @@ def _notice_lost_interrupts(ignored: sys.UnraisableHookArgs) -> None:
 
 def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) -> None:
     """End the process at a second Ctrl-C; stop it if its launcher is gone. Runs in a thread; keeps the sockets open."""
-    pressed, alone_since = 0.0, 0.0
+    pressed, alone_since, stepped = 0.0, 0.0, 0.0
     while True:
         ready, _, _ = select.select([reader], [], [], 1.0)
         now = time.monotonic()
+        if _stepping:
+            stepped = now
         for number in reader.recv(64) if ready else b"":
             if number not in _KEYBOARD:
                 continue
@@ -144,7 +148,9 @@ def _watch(reader: socket.socket, _writer: socket.socket, launcher: int | None) 
                 alone_since = now
                 _say("the launcher is gone; saving and ending")
                 os.kill(os.getpid(), signal.SIGTERM)
-            elif now - alone_since > SECONDS_WITHOUT_LAUNCHER:
+            elif now - alone_since > SECONDS_WITHOUT_LAUNCHER or (
+                not _stepping and now - max(alone_since, stepped) > SECONDS_WITHOUT_LAUNCHER_OR_STEPS
+            ):
                 os._exit(EXIT_INTERRUPTED)
 
 

@@ -116,6 +116,20 @@ with stops_between_steps():
 """
 
 
+DEAF = """
+import os, time
+from llmcls.common import signals
+signals.SECONDS_WITHOUT_LAUNCHER_OR_STEPS = 0.5
+signals.watch_signals()
+print(os.getpid(), flush=True)
+for _ in range(100):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
 @posix
 def test_a_rank_whose_launcher_was_killed_saves_and_ends() -> None:
     launcher = subprocess.Popen(
@@ -127,6 +141,18 @@ def test_a_rank_whose_launcher_was_killed_saves_and_ends() -> None:
     launcher.wait()
     # The pipe ends when the rank, which inherited it, has ended.
     assert launcher.stdout.read().strip() == "saved after SIGTERM"
+
+
+@posix
+def test_a_rank_that_swallows_interrupts_while_it_connects_ends_too() -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, DEAF], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().strip().isdigit()
+    launcher.kill()
+    launcher.wait()
+    assert launcher.stdout.read() == "interrupted\n"
 
 
 @posix

@@ -78,7 +78,7 @@ SCENES = (
         "Ctrl-C",
         ["train", "recipe.yaml", "exp.run_name=stopped"],
         "The step ends, its checkpoint is written, and the last line says what was saved. The exit code is 130.",
-        press="step 6/",
+        press=" elapsed",
     ),
 )
 

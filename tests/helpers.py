@@ -51,6 +51,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+# What a line of metrics.jsonl says of the machine, so that two equal trainings differ in it.
+MEASURED = ("time", "samples_per_second", "tokens_per_second", "memory_gb", "share_of_peak")
+
+
 def fresh_accelerator() -> None:
     """Let the next command open its own process group, as a new process would."""
     from accelerate.state import AcceleratorState

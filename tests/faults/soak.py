@@ -54,13 +54,13 @@ from llmcls.results import predictions
 from llmcls.training import interval, timed_checkpoints
 from tests.conftest import small_recipe
 from tests.faults.kills import count_operations, kill_this_process_at
-from tests.helpers import ROOT
+from tests.helpers import MEASURED, ROOT
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 # A process that takes longer to end hangs. Ranks notice within a second that their launcher is gone. On a machine that
 # others use as well, it is so many times what the work takes without trouble.
 SECONDS_TO_END, TIMES_TO_END = 60.0, 3.0
-TIMES = ("time", "samples_per_second", "tokens_per_second", "seconds", "training")
+TIMES = (*MEASURED, "seconds", "training")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from llmcls.common.signals import STOP_AFTER
 from llmcls.train import main
 from llmcls.training.checkpoints import Progress
 from llmcls.training.interval import LoggingInterval
+from tests.helpers import MEASURED
 
 pytestmark = pytest.mark.slow
 
 
 def lines_of(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without times and speeds."""
+    """The lines of metrics.jsonl without what is measured."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
-    return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def test_a_stop_between_two_log_lines_changes_none_of_them(write_recipe, monkeypatch, tmp_path: Path) -> None:

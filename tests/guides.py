@@ -2,9 +2,9 @@
 
 ``python -m tests.guides [PAGE ...]`` (``make guides``)
 
-The commands run in a folder of their own, which has the files that the pages speak of. `sbatch` is a stand-in that
-checks the script and its recipe. What needs a network, or would set up an environment, is left out with its reason.
-Ends with 1 if a command fails.
+The commands run in a folder of their own, which has the files that the pages speak of. `sbatch`, `sky` and `kubectl`
+are stand-ins that check the scripts and files they are given. What needs a network, or would set up an environment, is
+left out with its reason. Ends with 1 if a command fails.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LEFT_OUT = {
 }
 # Commands that do not end: where they answer.
 SERVERS = {"tensorboard": "http://127.0.0.1:6016", "python -m llmcls.serve": "http://127.0.0.1:8000/health"}
-SBATCH = """#!/bin/sh
+SUBMIT = """#!/bin/sh
 for word in "$@"; do case "$word" in *.sh) bash -n "$word" || exit 1;; *.yaml) test -f "$word" || exit 1;; esac; done
 echo "submitted: $*"
 """
@@ -162,9 +162,10 @@ def prepare(folder: Path) -> None:
     from llmcls.model.tiny import write_tiny_llama
     from tests.conftest import small_recipe
 
-    for name in ("accel_configs", "launch", "llmcls"):
+    for name in ("accel_configs", "llmcls"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "slurm", folder / "slurm")
+    for name in ("launch", "slurm"):
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("bin", "recipes", "data", "products"):
         (folder / name).mkdir()
     for name, words in {
@@ -175,8 +176,9 @@ def prepare(folder: Path) -> None:
         path = folder / "bin" / name
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
         path.chmod(0o755)
-    (folder / "bin" / "sbatch").write_text(SBATCH)
-    (folder / "bin" / "sbatch").chmod(0o755)
+    for name in ("sbatch", "sky", "kubectl"):
+        (folder / "bin" / name).write_text(SUBMIT)
+        (folder / "bin" / name).chmod(0o755)
     write_tiny_llama(folder / "tiny-llama", make_corpus(300, seed=0), seed=0, steps=3)
     write_data(folder / "products", 7, {"train": 160, "validation": 40, "test": 61})
     for copy in ("reviews.csv", "new.csv", "data/new_texts.csv"):

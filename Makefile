@@ -1,10 +1,14 @@
 # A thin wrapper around launch/run.py, which Windows users call with launch\run.cmd.
 PYTHON ?= python3
 
-.PHONY: setup demo fast test docs bench fuzz soak guides
+.PHONY: setup demo fast test long docs bench fuzz soak guides
 
 setup demo fast test docs:
 	$(PYTHON) launch/run.py $@
+
+# Combinations that take long and that other tests cover in part.
+long: setup
+	.venv/bin/python -m pytest -m long
 
 bench: setup
 	.venv/bin/python bench/train_speed.py

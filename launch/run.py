@@ -28,8 +28,10 @@ from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 from llmcls.common.secrets import token_to_environment  # noqa: E402
 from llmcls.engine.hardware import find_hardware  # noqa: E402
 
-# Run tests in parallel; more than four processes would need too much memory.
-PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+# Run tests in parallel: in one process more than there are cores, because some tests wait for a time; more than four
+# would need too much memory.
+PARALLEL = ["-n", str(min(4, (os.cpu_count() or 1) + 1)), "--dist", "loadfile"]
+USUAL_TESTS = "not long"
 UNIT_TESTS = "not slow and not distributed and not slurm and not gpu"
 DOCS = ["build", "--strict", "--quiet"]
 
@@ -131,7 +133,7 @@ def run_tests(extra: list[str]) -> int:
     """Run the tests, the linter, the type checker and the docs build; returns the worst exit code."""
     python = python_to_use()
     steps = [
-        [python, "-m", "pytest", *PARALLEL, *extra],
+        [python, "-m", "pytest", *PARALLEL, "-m", USUAL_TESTS, *extra],
         [python, "-m", "ruff", "check", "."],
         [python, "-m", "ruff", "format", "--check", "."],
         [python, "-m", "mypy"],

@@ -182,7 +182,11 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
     return get
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+# ZeRO-2 and 4-bit weights are each tested with another partner.
+LONG = {"zero2-4bit"}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES])
 def trained(request, on_engine) -> tuple[str, Trained]:
     """An engine's name and its runs."""
     return request.param, on_engine(request.param)
@@ -195,7 +199,7 @@ def launch(recipe: Path, profile: str, overrides: list[str], plan: list[dict], r
     command += ["--config_file", f"accel_configs/{profile}.yaml", "--num_processes", "2", "--main_process_port", "0"]
     command += ["-m", "tests.distributed.engine_worker", str(recipe), str(plan_file), str(reports), *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", REHEARSAL: "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr[-6000:]
 
 

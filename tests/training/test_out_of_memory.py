@@ -88,10 +88,12 @@ def test_later_steps_and_those_before_are_the_same_to_rounding(recipe: Path, no_
         assert torch.allclose(found[name], tensor, rtol=0, atol=2e-5), name
 
 
-def test_a_fixed_budget_ends_with_what_helps_and_how_much(recipe: Path, no_memory) -> None:
+def test_a_fixed_budget_ends_with_what_helps_and_how_much(recipe: Path, no_memory, monkeypatch) -> None:
     no_memory(2)
+    # A long path of the recipe would take the place of words.
+    monkeypatch.chdir(recipe.parent)
     with pytest.raises(UserError) as stop:
-        train(recipe, f"micro_batch_tokens={BUDGET}")
+        train(Path(recipe.name), f"micro_batch_tokens={BUDGET}")
     sentence = str(stop.value)
     assert re.search(r"no memory for \d+ tokens at once in step 3, which needs about \d+\.\d GiB; set ", sentence)
     for key in (r"micro_batch_tokens=\d+", "gradient_checkpointing=true", r"max_length=\d+", "use_4bit=true"):
@@ -118,11 +120,13 @@ def test_among_several_ranks_the_lower_budget_is_stored_for_the_resume(recipe: P
     assert lower < BUDGET
 
 
-def test_memory_that_is_missing_elsewhere_is_a_sentence(write_recipe) -> None:
+def test_memory_that_is_missing_elsewhere_is_a_sentence(write_recipe, monkeypatch) -> None:
     from llmcls.recipe.load import load_recipe
 
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    sentence = str(out_of_memory_elsewhere(load_recipe(write_recipe()), error))
+    recipe = write_recipe()
+    monkeypatch.chdir(recipe.parent)
+    sentence = str(out_of_memory_elsewhere(load_recipe(recipe.name), error))
     assert "(CUDA out of memory. Tried to allocate 2.00 GiB.)" in sentence
     assert sentence.endswith(
         "lower train.eval_batch_size (now 32 texts), set model.use_4bit=true, or use a smaller model"

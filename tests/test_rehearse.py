@@ -12,6 +12,7 @@ from tests.helpers import ROOT, refusal
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
+@pytest.mark.long
 def test_a_rehearsal_proves_a_sharded_four_bit_profile(write_recipe) -> None:
     recipe = write_recipe(model__use_4bit=True, train__optim_8bit_when_4bit=False)
     command = [sys.executable, "-m", "llmcls.rehearse", str(recipe), "--profile", "fsdp_qlora", "--processes", "2"]

@@ -182,8 +182,8 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
     return get
 
 
-# ZeRO-2 and 4-bit weights are each tested with another partner.
-LONG = {"zero2-4bit"}
+# ZeRO-2 and 4-bit weights are each tested with another partner, and DDP by tests/distributed/test_cpu_processes.py.
+LONG = {"ddp", "zero2-4bit"}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES])

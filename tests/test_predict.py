@@ -126,6 +126,7 @@ def test_what_cannot_be_printed_is_refused(arguments, sentence: str, trained_onc
 
 
 @needs_real_data
+@pytest.mark.long
 def test_reuters_with_story_llama_learns_and_predicts_in_a_real_process(tmp_path: Path) -> None:
     from tests.helpers import REUTERS, STORY_LLAMA
 

@@ -27,6 +27,7 @@ def test_a_rank_that_sees_other_files_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.long
 def test_ranks_wait_longer_than_a_collective_may_take(tmp_path: Path) -> None:
     done = launch(2, "tests.distributed.agreement_worker", "patience", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]

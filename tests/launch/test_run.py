@@ -130,6 +130,7 @@ def test_a_mistake_in_the_recipe_comes_out_as_2_without_the_launchers_traceback(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_training_works_from_a_folder_with_spaces_and_other_letters(write_recipe, tmp_path: Path) -> None:
     folder = tmp_path / "Größe und Maß"
     folder.mkdir()

@@ -130,29 +130,27 @@ for _ in range(100):
 """
 
 
+def outlives(rank: str, launcher: str = LAUNCHER) -> str:
+    """What a process prints after its launcher was killed, until it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher, rank], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip().isdigit()
+    process.kill()
+    process.wait()
+    # The pipe ends when the rank, which inherited it, has ended.
+    return process.stdout.read().strip()
+
+
 @posix
 def test_a_rank_whose_launcher_was_killed_saves_and_ends() -> None:
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, RANK], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert launcher.stdout is not None
-    assert launcher.stdout.readline().strip().isdigit()
-    launcher.kill()
-    launcher.wait()
-    # The pipe ends when the rank, which inherited it, has ended.
-    assert launcher.stdout.read().strip() == "saved after SIGTERM"
+    assert outlives(RANK) == "saved after SIGTERM"
 
 
 @posix
 def test_a_rank_that_swallows_interrupts_while_it_connects_ends_too() -> None:
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, DEAF], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert launcher.stdout is not None
-    assert launcher.stdout.readline().strip().isdigit()
-    launcher.kill()
-    launcher.wait()
-    assert launcher.stdout.read() == "interrupted\n"
+    assert outlives(DEAF) == "interrupted"
 
 
 @posix
@@ -160,15 +158,8 @@ def test_a_process_that_nobody_launched_outlives_its_shell() -> None:
     code = RANK.replace("not stop_requested()", "time.monotonic() < end and not stop_requested()").replace(
         "    while", "    end = time.monotonic() + 3\n    while"
     )
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER.replace('{"ACCELERATE_MIXED_PRECISION": "no"}', "{}"), code],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert launcher.stdout is not None
-    launcher.stdout.readline()
-    launcher.kill()
-    launcher.wait()
-    assert launcher.stdout.read().strip() == "saved after a signal"
+    shell = LAUNCHER.replace('{"ACCELERATE_MIXED_PRECISION": "no"}', "{}")
+    assert outlives(code, shell) == "saved after a signal"
 
 
 def test_a_rehearsal_stops_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from llmcls.common.files import write_json
+from llmcls.common.files import read_json, write_json
 from llmcls.common.secrets import redacted
 from llmcls.common.signals import interrupted_code
 from llmcls.common.system_errors import explain_system_error
@@ -56,8 +56,12 @@ def run_command(main: Callable[[], None]) -> None:
             # during this pause. An error that only this rank found is reported after the pause.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        _tell_launcher(redacted(f"error: {error}"))
-        print(redacted(f"error: {error}"), file=sys.stderr, flush=True)
+        sentence = redacted(f"error: {error}")
+        # On a busy machine the launcher may take longer than the pause.
+        said = _said_by_another_rank(sentence)
+        _tell_launcher(sentence)
+        if not said:
+            print(sentence, file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr, flush=True)
@@ -76,6 +80,17 @@ def _tell_launcher(sentence: str) -> None:
         content = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
         with contextlib.suppress(OSError):
             write_json(Path(path), content)
+
+
+def _said_by_another_rank(sentence: str) -> bool:
+    """Whether another rank on this machine has told its launcher the same; each has a folder beside those of others."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    for other in Path(path).parent.parent.glob("*/error.json") if path else []:
+        # A file that cannot be read says nothing.
+        with contextlib.suppress(OSError, UserError, KeyError, TypeError):
+            if other != Path(path or "") and read_json(other)["message"]["message"] == sentence:
+                return True
+    return False
 
 
 def expect_interrupts() -> None:

@@ -1,4 +1,4 @@
-"""Signs of life: what this process does, and how often it went on to something else.
+"""Signs of life: what this process does, and how often it began something else.
 
 Whoever works for long calls `beat` between two pieces of work. `llmcls.training.watchdog` notices when that stops.
 """
@@ -17,7 +17,7 @@ class Pulse:
     Attributes
     ----------
     beats : int
-        How often it went on.
+        How often it began something else.
     doing : str
     waits : bool
         Whether it waits for a process that is watched itself, and may take as long as that one.
@@ -34,7 +34,7 @@ _waiting = 0
 
 
 def beat(doing: str, number: int | None = None) -> None:
-    """Note that this process goes on. It is called in every pass over a model, so it does next to nothing.
+    """Note that this process makes progress. It is called in every pass over a model, so it does next to nothing.
 
     Parameters
     ----------

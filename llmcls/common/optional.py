@@ -40,7 +40,7 @@ class OptionalImport:
         return True
 
     def require(self) -> None:
-        """Refuse to go on without the package.
+        """Refuse to continue without the package.
 
         Raises
         ------

@@ -44,7 +44,7 @@ def open_accelerator(recipe: Recipe, training: bool = True, mixed_precision: str
         If the launcher started more processes than joined the group, or the sharded engine of the profile does not
         start.
     """
-    sharded = [name for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
+    sharded = _requested_sharding()
     if not training:
         for name in sharded:
             del os.environ[f"ACCELERATE_USE_{name}"]
@@ -177,9 +177,15 @@ def engine_name(accelerator: Accelerator) -> str:
 def launched_engine() -> dict[str, Any]:
     """Engine and processes that the launcher asks for, in the words of `engine_name`, before anything is opened."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    sharded = [name.lower() for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
+    sharded = _requested_sharding()
     several = f"multi_{'gpu' if torch.cuda.is_available() and not _flag(REHEARSAL) else 'cpu'}"
-    return {"engine": sharded[0] if sharded else several if processes > 1 else "single", "processes": processes}
+    engine = sharded[0].lower() if sharded else several if processes > 1 else "single"
+    return {"engine": engine, "processes": processes}
+
+
+def _requested_sharding() -> list[str]:
+    """The sharded engines that the launcher asks for, in the words of its variables."""
+    return [name for name in ("FSDP", "DEEPSPEED") if _flag(f"ACCELERATE_USE_{name}")]
 
 
 def _choose_algorithms(recipe: Recipe) -> None:

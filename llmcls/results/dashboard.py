@@ -11,7 +11,7 @@ import numpy as np
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.diagrams import reliability
 from llmcls.recipe.schema import Recipe
-from llmcls.results import report_plots, report_tables
+from llmcls.results import markdown, report_plots, report_tables
 from llmcls.results.cells import shown_baselines
 from llmcls.results.dashboard_figures import figures_of
 from llmcls.results.report_source import Source, read_seed
@@ -30,9 +30,8 @@ class Table:
     rows: list[list[Cell]]
 
     def markdown(self) -> str:
-        """The table as Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *([_shown(cell) for cell in row] for row in self.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        """The table as Markdown, in which texts of the data are no markup."""
+        return markdown.table(self.columns, [[_shown(cell) for cell in row] for row in self.rows], len(self.columns))
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def _texts(source: Source) -> dict[str, Table]:
 
 
 def _shown(cell: Cell) -> str:
-    """A cell of a Markdown table, on one line."""
+    """A cell as text."""
     if cell is None:
         return "–"
-    text = f"{cell:.4f}" if isinstance(cell, float) else str(cell)
-    return " ".join(text.split()).replace("|", "\\|")
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)

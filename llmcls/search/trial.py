@@ -96,6 +96,8 @@ def train_trial(
     log = run.path.parent / "trial.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # A search that was killed may have left its training, which is as good as a new one.
+    if in_use(run.experiment.lock):
+        print(f"waiting for the training in {run.experiment.path}, which a search that ended has left", flush=True)
     while in_use(run.experiment.lock):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     evaluations = Evaluations(run.metrics_log, metric)

@@ -45,7 +45,7 @@ class _Logits(nn.Module):
 
 
 def require_onnx() -> None:
-    """Refuse to go on without the packages.
+    """Refuse to continue without the packages.
 
     Raises
     ------

@@ -108,7 +108,7 @@ def check_trackers(recipe: Recipe) -> None:
         require_wandb()
         problem = login_problem()
         if problem:
-            log.warning("train.report_to names wandb, and %s; training goes on without it", problem)
+            log.warning("train.report_to names wandb, and %s; training continues without it", problem)
     if "mlflow" in recipe.train.report_to:
         require_mlflow()
 

@@ -51,7 +51,7 @@ class Sign:
     rank : int
     host : str
     beats : int
-        How often it went on. Ranks do the same work, so the one with the fewest is behind.
+        How often it began something else. Ranks do the same work, so the one with the fewest is behind.
     waits : bool
         Whether it waits for a rank that does something for all.
     doing : str

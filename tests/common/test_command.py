@@ -75,6 +75,19 @@ def test_a_launcher_of_torch_can_repeat_the_sentence(tmp_path: Path, monkeypatch
     assert lines[-2].strip() == "traceback : error: a.csv, row 3: not a number"
 
 
+def test_a_sentence_of_several_ranks_is_printed_once_however_slow_the_launcher_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for rank, message in (("0", "the same"), ("1", "the same"), ("2", "its own")):
+        (tmp_path / rank).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            run_command(failing(UserError(message)))
+    assert capsys.readouterr().err == "error: the same\nerror: its own\n"
+
+
 def test_what_the_system_refuses_is_one_sentence(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         run_command(failing(PermissionError(errno.EACCES, "Permission denied", "outputs/a")))

@@ -58,6 +58,6 @@ def test_baselines_become_names_with_numbers(write_recipe, tmp_path: Path) -> No
     assert reference_values(experiment, load_recipe(write_recipe(exp__baselines=False))) == {}
 
 
-def test_a_markdown_table_keeps_one_row_a_line() -> None:
-    table = Table(["id", "text"], [["1", "a|b\nc"], [None, 0.25]])
-    assert table.markdown() == "| id | text |\n| --- | --- |\n| 1 | a\\|b c |\n| – | 0.2500 |"
+def test_a_markdown_table_keeps_one_row_a_line_and_texts_are_no_markup() -> None:
+    table = Table(["id", "text"], [["1", "a|b\n<b>c"], [None, 0.25]])
+    assert table.markdown() == "| id | text |\n| --- | --- |\n| 1 | a&#124;b &#60;b&#62;c |\n| – | 0.2500 |"

@@ -226,6 +226,6 @@ def test_a_login_that_is_missing_is_said_before_the_work_and_never_asked_for(
     check_trackers(recipe)
     assert log_lines == [
         "train.report_to names wandb, and nobody is logged in; run `wandb login`, or set WANDB_MODE=offline; training "
-        "goes on without it"
+        "continues without it"
     ]
     assert open_trackers(RunFolder(tmp_path), recipe, 0) == []

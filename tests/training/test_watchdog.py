@@ -20,7 +20,7 @@ PATIENCE = 120
 
 
 class Ended:
-    """Stands for the end of the process: notes the exit code, and lets the stuck work go on."""
+    """Stands for the end of the process: notes the exit code, and lets the stuck work continue."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.codes: list[int] = []

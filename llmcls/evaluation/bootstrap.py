@@ -96,7 +96,9 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
     Returns
     -------
     dict of float64 [resamples]
-        For each of `NAMES`, and for two labels "f1_positive", F1 of the second. F1 of 0/0 is 0.
+        For each of `NAMES`, and for two labels "f1_positive", F1 of the second. F1 of 0/0 is 0; but in a sample that
+        has no row of a label which the rows have, the mean over the labels is that of the others. As 0, the many rare
+        labels of a large set would move the whole distribution below the value itself.
 
     Examples
     --------
@@ -114,9 +116,11 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
 
     correct = weights @ (true == predicted).all(axis=1)
     each = f1(tp, fn + fp)
+    drawn = (tp + fn + fp > 0).sum(axis=1)
+    share_with_rows = (true | predicted).any(axis=0).mean()
     return ({"f1_positive": each[:, 1]} if each.shape[1] == 2 else {}) | {
         "f1_micro": f1(tp.sum(1), (fn + fp).sum(1)),
-        "f1_macro": each.mean(1),
+        "f1_macro": each.sum(1) / np.maximum(drawn, 1) * share_with_rows,
         "accuracy": correct / weights.sum(1),
     }
 

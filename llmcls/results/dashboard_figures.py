@@ -96,7 +96,9 @@ def _confusion(source: Source) -> np.ndarray:
     title = f"confusion, {source.splits[-1]}" + (
         f" ({len(shown)} of {len(names)} classes)" if len(shown) < len(names) else ""
     )
-    figure, axes = _axes(title, "predicted", "true")
+    # So large that the names of neighbours do not touch.
+    side = max(6.0, 3 + 0.22 * len(shown))
+    figure, axes = _axes(title, "predicted", "true", (side, side))
     axes.grid(visible=False)
     axes.imshow(part / np.maximum(1, part.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
     shortened = [name if len(name) <= 18 else f"{name[:17]}…" for name in (names[i] for i in shown)]
@@ -109,13 +111,13 @@ def _confusion(source: Source) -> np.ndarray:
     return _pixels(figure)
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    """A figure with one pair of axes."""
+def _axes(title: str, x: str, y: str, inches: tuple[float, float] = (7, 5)) -> tuple[Any, Any]:
+    """A figure of a width and height with one pair of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # pyplot would choose a GUI backend and keep every figure in memory.
-    figure = Figure(figsize=(7, 5), layout="constrained", dpi=100)
+    figure = Figure(figsize=inches, layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)

@@ -120,4 +120,4 @@ def _on_seeds(verdict: RunVerdict | None, results: list[dict[str, Any]]) -> list
     """One seed says nothing about the chance of training."""
     if len(results) > 1 or verdict is None:
         return []
-    return ["Train two more seeds, exp.seeds=[1,2,3]: the interval of one seed does not cover the chance of training."]
+    return ["Train two more seeds, exp.seeds=[1,2,3]: one seed does not show how far the result depends on chance."]

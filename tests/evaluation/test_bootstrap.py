@@ -36,6 +36,18 @@ def test_no_positives_and_no_predictions_are_no_error() -> None:
     assert bootstrap_intervals(~nothing, ~nothing)["f1_macro"] == [1.0, 1.0]
 
 
+def test_the_interval_of_macro_f1_contains_it_where_most_labels_are_rare() -> None:
+    rng = np.random.default_rng(0)
+    share = 1 / np.arange(1, 501)
+    values = rng.choice(500, size=800, p=share / share.sum())
+    found = np.where(rng.random(800) < 0.8, values, rng.choice(500, size=800))
+    true, predicted = np.eye(500, dtype=bool)[values], np.eye(500, dtype=bool)[found]
+    value = resampled(np.ones((1, 800), dtype=int), true, predicted)["f1_macro"][0]
+    assert value == pytest.approx(f1_score(true, predicted, average="macro", zero_division=0))
+    low, high = bootstrap_intervals(true, predicted)["f1_macro"]
+    assert low < value < high
+
+
 def test_a_binary_task_has_an_interval_of_its_positive_class() -> None:
     _, predicted = decisions(3, 200, 0.2)
     true = np.stack([~predicted[:, 0], predicted[:, 0]], axis=1)

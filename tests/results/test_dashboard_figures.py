@@ -26,4 +26,4 @@ def test_of_many_classes_a_readable_part_is_drawn(write_recipe, tmp_path) -> Non
     probabilities = np.random.default_rng(0).dirichlet(np.ones(len(names)), 120).astype(np.float32)
     run = write_run(ExperimentFolder(tmp_path).run(0), recipe, {"test": (probabilities, values)}, labels=labels)
     pixels = figures_of(Source(recipe, labels, [read_seed(run)]))["figures/confusion"]
-    assert pixels.shape == (500, 700, 3)
+    assert 1000 < pixels.shape[0] == pixels.shape[1] < 1500

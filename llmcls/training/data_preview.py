@@ -20,7 +20,7 @@ SHOWN = 24
 # Training texts whose whole length is counted.
 SAMPLE = 2000
 # Characters of the sampled texts together: few books are enough to see that books are long.
-SAMPLED_CHARACTERS = 4_000_000
+SAMPLED_CHARACTERS = 2_000_000
 # Labels with fewer training rows are hardly learned.
 FEW = 10
 # Labels of which this share of the rows also has another one.

@@ -77,6 +77,9 @@ def _check_ranges(recipe: Recipe) -> None:
             raise recipe.error(key, f"is {value}; it must be at least {lowest}")
         if value is not None and value > LARGEST:
             raise recipe.error(key, f"is {value}; it must be at most {LARGEST}")
+    if 0 < train.stuck_minutes < 1:
+        # A step, or an evaluation of a large model, may take as long without being stuck.
+        raise recipe.error("train.stuck_minutes", f"is {train.stuck_minutes}; it must be 0 or at least 1")
     between = [
         ("data.validation_split", data.validation_split, 0, 1, "above 0 and below 1", False),
         ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),

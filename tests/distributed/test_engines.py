@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from llmcls.common.signals import STOP_AFTER, Interrupted
@@ -271,6 +272,21 @@ def test_one_plain_process_predicts_what_the_engine_evaluated(trained, products:
     assert list(plain) == list(engine)
     for row in plain:
         assert plain[row] == pytest.approx(engine[row], abs=1e-5)
+
+
+def test_the_checkpoint_of_an_evaluation_is_that_of_one_process(trained, alone) -> None:
+    # After an evaluation, an engine may still hold whole weights that its optimizer does not know.
+    name, runs = trained
+    found, expected = (
+        torch.load(run / "checkpoints" / "last" / "optimizer.pt", weights_only=True)["optimizer"]
+        for run in (runs.whole, alone(ENGINES[name][1]))
+    )
+    assert found.keys() == expected.keys()
+    for parameter, state in expected.items():
+        assert found[parameter].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}, parameter
+        assert float(found[parameter]["step"]) == float(state["step"]) == 20
+        scale = float(state["exp_avg"].abs().max())
+        torch.testing.assert_close(found[parameter]["exp_avg"], state["exp_avg"], rtol=1e-2, atol=1e-2 * scale)
 
 
 def test_a_checkpoint_of_two_processes_resumes_with_one(trained, recipe: Path) -> None:

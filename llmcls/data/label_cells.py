@@ -86,18 +86,27 @@ def soft_cell(cell: str) -> dict[str, float] | None:
     try:
         # JSON, or what Python makes of the objects of a JSONL file, which have None for names of other rows.
         parsed = json.loads(text) if '"' in text else ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
     if not isinstance(parsed, dict):
         return None
     numbers = {str(name).strip(): p for name, p in parsed.items() if p is not None}
     if any(isinstance(p, bool) or not isinstance(p, int | float) for p in numbers.values()):
         return None
-    return {name: float(p) for name, p in numbers.items()}
+    try:
+        return {name: float(p) for name, p in numbers.items()}
+    except OverflowError:
+        return None
 
 
-def names_of_cells(values: Iterable[str]) -> list[str]:
+def names_of_cells(values: Iterable[str], lists: bool = False) -> list[str]:
     """Different cells, sorted, with the names of those that give probabilities instead of them.
+
+    Parameters
+    ----------
+    values : iterable of str
+    lists : bool
+        Whether the names become lists if there are no other cells. With other cells, they become what those are.
 
     Examples
     --------
@@ -109,8 +118,8 @@ def names_of_cells(values: Iterable[str]) -> list[str]:
         soft = soft_cell(value)
         plain |= {value} if soft is None else set()
         names |= set(soft or ())
-    # Cells of one column are all lists, or none is.
-    return sorted(plain | ({json.dumps([name]) for name in names} if are_lists(plain) else names))
+    lists = are_lists(plain) or (lists and not any(plain))
+    return sorted(plain | ({json.dumps([name]) for name in names} if lists else names))
 
 
 def probability(text: str) -> float | None:

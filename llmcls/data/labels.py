@@ -209,7 +209,7 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     values = sorted({cell_text(v).strip() for v in column_texts(train_table, column).unique().to_pylist()})
     where, soft = f"{path}, column {column!r}", recipe.data.soft_labels
     if soft:
-        values = names_of_cells(values)
+        values = names_of_cells(values, lists=kind == MULTI_LABEL and recipe.data.label_separator is None)
     else:
         require_hard(values, where, numbers=kind == "binary_classification")
     lists = are_lists(values)

@@ -168,6 +168,10 @@ def _check_variants(recipe: Recipe) -> None:
         if data.hierarchy_separator or train.at_least_one_label:
             key = "data.hierarchy_separator" if data.hierarchy_separator else "train.at_least_one_label"
             raise recipe.error(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+    if data.distilled_from and not data.soft_labels:
+        raise recipe.error(
+            "data.distilled_from", "names teachers; what they say are probabilities: set data.soft_labels=true"
+        )
     if data.soft_labels and (train.loss == "asymmetric" or (train.loss == "focal" and not multi)):
         raise recipe.error(
             "train.loss",

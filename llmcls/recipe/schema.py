@@ -75,6 +75,9 @@ class DataSection:
         '`{"a": 0.7, "b": 0.3}` in the one column. Training aims at them; all else takes labels from 0.5 on, or the '
         "most probable class.",
     )
+    distilled_from: list[str] | None = _key(
+        None, "The teachers that labelled a part of train_csv, for the report; set by `llmcls distill`.", literal=True
+    )
     prompt: str | None = _key(
         None, "What the model reads, with `{text}` once or twice, and optionally `{labels}`.", literal=True
     )

@@ -8,6 +8,7 @@ from accelerate import PartialState
 
 from llmcls.common.user_error import UserError
 from llmcls.data.batches import collate
+from llmcls.data.label_cells import soft_cell
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.soft_labels import harden, read_hard_labels, read_soft_labels
 from llmcls.data.tables import read_table
@@ -44,6 +45,22 @@ def test_probabilities_by_name_are_read_beside_labels() -> None:
     assert read(LabelSpace(["a", "b"], ["tags"], MULTI, separator="|"), tags=['{"b": 0.75}', "a|b", "", "{}"]) == [
         [0, 0.75], [1, 1], [0, 0], [0, 0]
     ]  # fmt: skip
+
+
+def test_a_column_of_probabilities_by_name_needs_no_separator(write_recipe, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [{"tags": '{"b": 0.75, "a": 0.5}'}, {"tags": '{"c": 1}'}])
+    recipe = write_recipe(data__label_columns=["tags"], data__train_csv=str(path), data__soft_labels=True)
+    labels = label_space(load_recipe(recipe), read_table(path))
+    assert labels.names == ["a", "b", "c"]
+    assert read(labels, tags=['{"c": 0.25}', "['a', 'b']"]) == [[0, 0, 0.25], [1, 1, 0]]
+
+
+BRACES = ["{[1]: 2}", '{"a": 1e999, "b": "x"}', "{'a': 1" + "0" * 400 + "}", "{", '{"a": true}']
+
+
+@pytest.mark.parametrize("cell", BRACES, ids=range(len(BRACES)))
+def test_cells_in_braces_that_are_no_probabilities_are_names(cell: str) -> None:
+    assert soft_cell(cell) is None
 
 
 def test_what_probabilities_stand_for_is_the_label_from_one_half_on_or_the_most_probable_class() -> None:

@@ -167,6 +167,8 @@ def _summary(recipe: Recipe, metrics: dict[str, Any], home: Home) -> str:
         f"{metrics['seed']}: {metrics['steps']} optimizer steps in {training['seconds']:.0f} s, best after step "
         f"{metrics['best_step']}.",
     ]
+    if recipe.data.distilled_from:
+        lines.append(f"Distilled from {escaped(' and '.join(recipe.data.distilled_from))}, with texts without labels.")
     if home.exported and spec.lora_r:
         lines.append("The adapter is merged into the weights.")
     if home.proof:

@@ -7,13 +7,12 @@ part is a process of its own, with the profile that is given. Run the same comma
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
-from llmcls.common.signals import EXIT_BY_KEYBOARD, EXIT_INTERRUPTED, watch_signals
-from llmcls.common.user_error import UserError
+from llmcls.common.parts import run_part
+from llmcls.common.signals import watch_signals
 from llmcls.engine.profiles import launcher_of
 from llmcls.prediction.distillation import (
     Distillation,
@@ -49,36 +48,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"teacher: {', '.join(plan.names)} -> {plan.predictions}", flush=True)
         options = ["--input", arguments.texts, "--output", str(plan.predictions)]
         options += ["--base-model", arguments.base_model] if arguments.base_model else []
-        run([*start, "llmcls.predict", "--run", *arguments.run, *options], "the prediction of the teacher")
+        run_part([*start, "llmcls.predict", "--run", *arguments.run, *options], "the prediction of the teacher")
         note_predicted(plan)
     rows = write_rows(plan, labels)
     empty = f", {rows['empty']:,} empty texts left out" if rows["empty"] else ""
     print(f"student: {rows['labelled']:,} labelled rows, {rows['taught']:,} from the teacher{empty}", flush=True)
-    run([*start, "llmcls.train", arguments.recipe, *arguments.overrides, *overrides_of(plan)], "the training")
-
-
-def run(command: list[str], what: str) -> None:
-    """Run a part in a process of its own; a signal that stops this command stops it too, and it saves.
-
-    Raises
-    ------
-    UserError
-        If the part fails; its own error is above.
-    KeyboardInterrupt
-        If a signal stopped this command.
-    """
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # The part knows of a Ctrl-C in the terminal, but not of a signal that only this process received.
-        process.terminate()
-        process.wait()
-        raise
-    if code in (EXIT_INTERRUPTED, EXIT_BY_KEYBOARD):
-        sys.exit(code)
-    if code != 0:
-        raise UserError(f"{what} ended with exit code {code}, see above; run again to resume")
+    run_part([*start, "llmcls.train", arguments.recipe, *arguments.overrides, *overrides_of(plan)], "the training")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Batch:
     lengths : list of int
         Tokens of each text.
     labels : float32 [rows, labels] or int64 [rows], optional
-        As in a `Split`.
+        As in a `Split`: its probabilities if it has some.
     rows : int64 [rows]
         Row indices in the split.
     windows : list of int, optional
@@ -324,7 +324,8 @@ def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = Fa
         for i, text in enumerate(texts):
             input_ids[i, : len(text)] = text
     labels = None
-    if split.labels is not None:
+    values = split.labels if split.soft is None else split.soft
+    if values is not None:
         # An empty batch takes the labels of row 0; its loss has weight zero.
-        labels = torch.from_numpy(split.labels[rows if len(rows) else np.zeros(1, dtype=np.int64)])
+        labels = torch.from_numpy(values[rows if len(rows) else np.zeros(1, dtype=np.int64)])
     return Batch(torch.from_numpy(input_ids), lengths, labels, rows, windows)

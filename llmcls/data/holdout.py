@@ -7,7 +7,8 @@ from scipy import sparse
 
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import whole_texts
-from llmcls.data.labels import LabelSpace, label_space, read_labels
+from llmcls.data.labels import LabelSpace, label_space
+from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.splits import text_digest
 from llmcls.data.tables import read_table
 from llmcls.recipe.schema import DataSection, Recipe
@@ -114,7 +115,7 @@ def rows_of_split(recipe: Recipe, split: str, labels: LabelSpace | None = None) 
     table = read_table(data.train_csv, "data.train_csv", data)
     labels = labels or label_space(recipe, table)
     cells = {column: table[column][:] for column in labels.columns}
-    found = read_labels(cells, list(range(len(table))), labels, data.train_csv)
+    found = read_hard_labels(cells, list(range(len(table))), labels, data.train_csv, data)
     values = np.array(found, np.float32 if labels.multi_label else np.int64)
     digests = np.array([text_digest(text) for text in whole_texts(table, data)], np.int64)
     held = held_out_rows(values, digests, labels, data)

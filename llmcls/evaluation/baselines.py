@@ -15,7 +15,8 @@ import numpy as np
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
 from llmcls.data.holdout import kept_rows, rows_of_split
-from llmcls.data.labels import LabelSpace, multi_hot, read_labels
+from llmcls.data.labels import LabelSpace, multi_hot
+from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
@@ -206,7 +207,7 @@ def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]
         table = read_table(path, f"data.{SPLIT_KEYS[split]}", data)
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
-        split_values = read_labels(cells, list(range(len(table))), labels, path)
+        split_values = read_hard_labels(cells, list(range(len(table))), labels, path, data)
         values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
     held = rows_of_split(recipe, "validation", labels)
     if held is not None:

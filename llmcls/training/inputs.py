@@ -16,6 +16,7 @@ from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.subset import chosen_rows, part_of
 from llmcls.data.tables import read_table
 from llmcls.engine.agreement import first_process_first
+from llmcls.model.label_weights import check_label_weights
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
@@ -55,6 +56,7 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
     with first_process_first(accelerator, accelerator.is_local_main_process):
         table = read_table(data.train_csv, "data.train_csv", data)
         labels = label_space(recipe, table)
+        check_label_weights(recipe, labels)
         whole = tokenize_split(table, "train", data.train_csv, recipe, tokenizer, labels)
         held = held_out_rows(whole.known_labels, whole.known_digests, labels, data)
         if held is not None:

@@ -64,7 +64,7 @@ def _write_csv(lines: Iterable[str], path: Path, labels: LabelSpace) -> None:
         for number, row in enumerate(map(json.loads, lines)):
             if number == 0:
                 writer.writerow([*_columns(row), *(f"probability_{name}" for name in labels.names)])
-            cells = [row["id"], *(_joined(row[column], labels) for column in _columns(row)[1:])]
+            cells = [row["id"], *(joined(row[column], labels) for column in _columns(row)[1:])]
             writer.writerow([*cells, *(row["probabilities"][name] for name in labels.names)])
 
 
@@ -96,8 +96,8 @@ def _columns(row: dict[str, Any]) -> list[str]:
     return ["id", "labels", *(name for name in ("unsure", "set", "true") if name in row)]
 
 
-def _joined(names: list[str], labels: LabelSpace) -> str:
-    """The labels of a row in one cell."""
+def joined(names: list[str], labels: LabelSpace) -> str:
+    """The labels of a row in one cell, separated by what no label contains."""
     if not labels.multi_label and len(names) < 2:
         # None, if the row is undecided.
         return "".join(names)

@@ -76,7 +76,7 @@ def type_in_words(hint: Any) -> str:
         plural = {str: "texts", int: "whole numbers", float: "numbers"}.get(arguments[0])
         return f"list of {plural or type_in_words(arguments[0])}"
     if origin is dict:
-        return "`name: text` lines"
+        return f"`name: {type_in_words(arguments[1])}` lines"
     return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}[hint]
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "scratch": ("Before training", "Write a small random decoder and a tokenizer for the texts of a recipe."),
     "curve": ("Before training", "How many labels do I need? Train on growing samples and draw the curve."),
     "tune": ("Before training", "Search for better values of a recipe; several processes can share the search."),
+    "distill": ("After training", "Train a smaller model on what a run says about texts without labels."),
     "runs": ("After training", "List and rank the runs of a folder: metric, interval, seeds, state, time."),
     "compare": ("After training", "Is run B better than run A, or is the difference noise?"),
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),

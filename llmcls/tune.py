@@ -15,8 +15,7 @@ from llmcls.common.command import add_recipe_arguments, command_parser, run_comm
 from llmcls.common.optional import OptionalImport
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, interrupted_code, watch_signals
 from llmcls.common.user_error import UserError
-from llmcls.engine.hardware import find_hardware
-from llmcls.engine.profiles import find_profile, processes_of
+from llmcls.engine.profiles import launcher_of
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.metric_names import metric_direction
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = load_recipe(arguments.recipe, [*arguments.overrides, f"exp.run_name={arguments.name}-recipe"])
     if not recipe.data.val_csv and not recipe.data.validation_split:
         raise UserError(f"{arguments.recipe}: a search needs validation rows; set data.val_csv or validation_split")
-    launcher = _launcher(arguments.profile) if arguments.profile else []
+    launcher = launcher_of(arguments.profile) if arguments.profile else []
     request = Request(
         arguments.recipe,
         arguments.overrides,
@@ -71,14 +70,6 @@ def main(argv: list[str] | None = None) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr, flush=True)
         sys.exit(interrupted_code(EXIT_INTERRUPTED))
-
-
-def _launcher(name: str) -> list[str]:
-    """The launcher for a profile, with a free port of its own, so that searches can run beside each other."""
-    profile = find_profile(name)
-    processes = processes_of(profile.stem, find_hardware())
-    given = ["--config_file", str(profile), "--num_processes", str(processes), "--main_process_port", "0"]
-    return ["-m", "accelerate.commands.launch", *given]
 
 
 if __name__ == "__main__":

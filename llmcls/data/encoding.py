@@ -10,6 +10,9 @@ from llmcls.common.user_error import UserError
 from llmcls.data.tables import cell_text
 from llmcls.recipe.schema import DataSection
 
+# Characters of a very long text that are tokenized for each token that is kept; a token has about five.
+_REACH = 32
+
 
 def join_text_fields(columns: list[list[Any]], separator: str) -> list[str]:
     """Join the text columns of each row. Cells are stripped, and empty ones are skipped.
@@ -53,7 +56,7 @@ def encode_texts(texts: list[str], tokenizer: Any, max_length: int) -> list[list
     list of list of int
         At least one id per text, because the model reads the last token of each text.
     """
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    encoded = _first_ids(texts, tokenizer, max_length, truncation=True, max_length=max_length)
     fallback = [_fallback_token(tokenizer)]
     return [ids or fallback for ids in encoded]
 
@@ -100,7 +103,7 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
             f"data.max_length is {data.max_length}; prompt and special tokens take {fixed} tokens, "
             "which leaves too little for the text; shorten data.prompt or data.window_overlap, or raise max_length"
         )
-    bodies = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    bodies = _first_ids(texts, tokenizer, _reached(room, data), add_special_tokens=False)
     fallback = [_fallback_token(tokenizer)]
     encoded = []
     for body in bodies:
@@ -111,6 +114,38 @@ def encode(texts: list[str], tokenizer: Any, data: DataSection, label_names: lis
                 ids += part + following
         encoded.append(ids or fallback)
     return encoded
+
+
+def _first_ids(texts: list[str], tokenizer: Any, tokens: int | None, **options: Any) -> list[list[int]]:
+    """Token ids of texts; of a very long text at least the first ``tokens``, because the others would be cut.
+
+    Tokenizers split at white space before anything else, so the first ids do not depend on what follows. Only in a word
+    of more than ``_REACH * tokens`` characters could they.
+    """
+    heads = texts if tokens is None else [_head(text, _REACH * tokens) for text in texts]
+    found: list[list[int]] = tokenizer(heads, return_attention_mask=False, **options)["input_ids"]
+    # A long run of white space, for example, can be no token at all.
+    few = [i for i, ids in enumerate(found) if len(heads[i]) < len(texts[i]) and len(ids) < (tokens or 0)]
+    if few:
+        whole = tokenizer([texts[i] for i in few], return_attention_mask=False, **options)["input_ids"]
+        for i, ids in zip(few, whole, strict=True):
+            found[i] = ids
+    return found
+
+
+def _head(text: str, characters: int) -> str:
+    """The first words of a text: as many characters, and the rest of the last word if it is not as long again."""
+    if len(text) <= 2 * characters:
+        return text
+    space = re.compile(r"\s").search(text, characters, 2 * characters)
+    return text[: space.start() if space else 2 * characters]
+
+
+def _reached(room: int, data: DataSection) -> int | None:
+    """Tokens of a text that decide what `_truncate` keeps, or None for all; one more shows that the text is cut."""
+    if data.truncation == "head_tail":
+        return None
+    return room + 1 + (data.max_windows - 1) * (room - data.window_overlap) * (data.truncation == "windows")
 
 
 def label_texts(label_names: list[str], data: DataSection) -> list[str]:

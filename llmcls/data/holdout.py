@@ -7,8 +7,9 @@ from scipy import sparse
 
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import whole_texts
-from llmcls.data.labels import LabelSpace, label_space, read_labels, values_of
+from llmcls.data.labels import LabelSpace, label_space, values_of
 from llmcls.data.marks import Values, sparse_marks
+from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.splits import text_digest
 from llmcls.data.tables import read_table
 from llmcls.recipe.schema import DataSection, Recipe
@@ -115,7 +116,7 @@ def rows_of_split(recipe: Recipe, split: str, labels: LabelSpace | None = None) 
     table = read_table(data.train_csv, "data.train_csv", data)
     labels = labels or label_space(recipe, table)
     cells = {column: table[column][:] for column in labels.columns}
-    found = read_labels(cells, list(range(len(table))), labels, data.train_csv)
+    found = read_hard_labels(cells, list(range(len(table))), labels, data.train_csv, data)
     values = values_of(found, labels)
     digests = np.array([text_digest(text) for text in whole_texts(table, data)], np.int64)
     held = held_out_rows(values, digests, labels, data)

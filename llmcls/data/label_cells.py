@@ -72,6 +72,73 @@ def _unquoted(quoted: str) -> str:
         return quoted[1:-1]
 
 
+def soft_cell(cell: str) -> dict[str, float] | None:
+    r"""The probabilities in a cell that gives them by name; None for other cells.
+
+    Examples
+    --------
+    >>> soft_cell('{"joy": 0.7, "love": 0.3}'), soft_cell("{'joy': 1, 'love': None}"), soft_cell("{'joy'}")
+    ({'joy': 0.7, 'love': 0.3}, {'joy': 1.0}, None)
+    """
+    text = cell.strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    try:
+        # JSON, or what Python makes of the objects of a JSONL file, which have None for names of other rows.
+        parsed = json.loads(text) if '"' in text else ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    numbers = {str(name).strip(): p for name, p in parsed.items() if p is not None}
+    if any(isinstance(p, bool) or not isinstance(p, int | float) for p in numbers.values()):
+        return None
+    try:
+        return {name: float(p) for name, p in numbers.items()}
+    except OverflowError:
+        return None
+
+
+def names_of_cells(values: Iterable[str], lists: bool = False) -> list[str]:
+    """Different cells, sorted, with the names of those that give probabilities instead of them.
+
+    Parameters
+    ----------
+    values : iterable of str
+    lists : bool
+        Whether the names become lists if there are no other cells. With other cells, they become what those are.
+
+    Examples
+    --------
+    >>> names_of_cells(["joy", '{"love": 0.9, "joy": 0.1}']), names_of_cells(["['joy']", '{"love": 0.9}'])
+    (['joy', 'love'], ['["love"]', "['joy']"])
+    """
+    plain, names = set(), set()
+    for value in values:
+        soft = soft_cell(value)
+        plain |= {value} if soft is None else set()
+        names |= set(soft or ())
+    lists = are_lists(plain) or (lists and not any(plain))
+    return sorted(plain | ({json.dumps([name]) for name in names} if lists else names))
+
+
+def probability(text: str) -> float | None:
+    """The number from 0 to 1 in a cell, or None.
+
+    Examples
+    --------
+    >>> probability("0.7"), probability("TRUE"), probability("1.2"), probability("often")
+    (0.7, 1.0, None, None)
+    """
+    if text in TRUTH:
+        return TRUTH[text]
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
+
+
 def are_lists(values: Iterable[str]) -> bool:
     """Whether all cells that are not empty are lists, and at least one has an item."""
     items = [list_items(value) for value in values if value]

@@ -5,14 +5,35 @@ from __future__ import annotations
 import datasets
 
 from llmcls.common.user_error import UserError
-from llmcls.data.label_cells import TRUTH, example_of, list_items, separator_in, split_names
+from llmcls.data.label_cells import (
+    TRUTH,
+    example_of,
+    list_items,
+    probability,
+    separator_in,
+    soft_cell,
+    split_names,
+)
 from llmcls.data.tables import cell_text
 
 MULTI_LABEL = "multi_label_classification"
 
 
+def require_hard(values: list[str], where: str, numbers: bool = False) -> None:
+    """Refuse probabilities where labels are meant: cells that give them by name, and a column of such numbers."""
+    soft = [value for value in values if soft_cell(value)]
+    if numbers and len(values) > 2 and all(probability(value) is not None for value in values):
+        soft = [value for value in values if value not in TRUTH]
+    if soft:
+        raise UserError(
+            f"{where}: cells such as {example_of(soft)!r} are probabilities; set data.soft_labels=true to train with "
+            "them, or write the labels"
+        )
+
+
 def require_truth(values: list[str], where: str) -> None:
     """Refuse a column of names where 0 and 1 are meant; a single wrong cell is named by `read_labels` instead."""
+    require_hard(values, where, numbers=True)
     names = [value for value in values if value and value not in TRUTH]
     if len(names) == 0 or (len(names) < len(values) / 2 and len(names) < 3):
         return

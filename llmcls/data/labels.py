@@ -16,11 +16,14 @@ from llmcls.data.label_cells import (
     example_of,
     list_items,
     look_alikes,
+    names_of_cells,
+    probability,
     separator_in,
     split_names,
 )
 from llmcls.data.label_mismatch import (
     MULTI_LABEL,
+    require_hard,
     require_no_names,
     require_no_separator,
     require_single,
@@ -170,7 +173,7 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     Parameters
     ----------
     recipe : Recipe
-        Multi-label with 0/1 columns: its label columns are the labels.
+        With several label columns, they are the labels.
     train_table : datasets.Dataset
         Otherwise, the classes or labels are read from the label column of this table.
 
@@ -187,11 +190,15 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     columns, kind = recipe.data.label_columns, recipe.model.problem_type
     path, column = recipe.data.train_csv, columns[0]
     require_no_names(train_table, columns, path)
-    if kind == MULTI_LABEL and len(columns) > 1:
+    if len(columns) > 1:
         return LabelSpace(list(columns), list(columns), kind, hierarchy=recipe.data.hierarchy_separator)
     require_columns(train_table, [column], path, "data.label_columns")
     values = sorted({cell_text(v).strip() for v in column_texts(train_table, column).unique().to_pylist()})
-    where = f"{path}, column {column!r}"
+    where, soft = f"{path}, column {column!r}", recipe.data.soft_labels
+    if soft:
+        values = names_of_cells(values, lists=kind == MULTI_LABEL and recipe.data.label_separator is None)
+    else:
+        require_hard(values, where, numbers=kind == "binary_classification")
     lists = are_lists(values)
     if lists and (length := are_vectors(values)):
         raise UserError(
@@ -214,7 +221,7 @@ def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
     require_no_separator(values, where)
     if kind == "single_label_classification":
         return LabelSpace(values, [column], kind, values, lists=lists)
-    if set(values) <= set(TRUTH):
+    if set(values) <= set(TRUTH) or (soft and all(probability(value) is not None for value in values)):
         return LabelSpace([f"not_{column}", column], [column], kind, None, lists=lists)
     if len(values) > 2:
         raise UserError(
@@ -229,7 +236,8 @@ def _label_names(recipe: Recipe, values: list[str], lists: bool, where: str) -> 
     data, kind, column = recipe.data, recipe.model.problem_type, recipe.data.label_columns[0]
     separator, hierarchy = data.label_separator, data.hierarchy_separator
     if separator is None and not lists:
-        require_truth(values, where)
+        if not data.soft_labels:
+            require_truth(values, where)
         return LabelSpace([column], [column], kind, hierarchy=hierarchy)
     if lists:
         separator, names = None, {name for value in values for name in list_items(value) or ()}
@@ -290,6 +298,8 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
             if value is None:
                 near = next((name for name in known if look_alikes([name, text])), None)
                 hint = f"; did you mean {near!r}?" if near else ""
+                if labels.class_values is None and probability(text) is not None:
+                    hint = "; set data.soft_labels=true for probabilities"
                 raise UserError(f"{path}, row {row + 1}, column {column!r}: {cell_text(cell)!r} is not {allowed}{hint}")
             values.append(value)
         columns.append(values)

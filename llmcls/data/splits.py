@@ -19,6 +19,7 @@ from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode, join_text_fields
 from llmcls.data.labels import LabelSpace, count_positives, read_labels
 from llmcls.data.marks import Values, from_offsets
+from llmcls.data.soft_labels import harden, read_soft_labels
 from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import DataSection, Recipe
 
@@ -54,6 +55,8 @@ class Split:
         The `text_digest` of each row.
     numbers : int64 [rows], optional
         The number of each row in the file, from 1. None if the split is the whole file.
+    soft : float32 [rows, labels], optional
+        The probabilities that training aims at, with ``data.soft_labels``. ``labels`` are what they stand for.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Split:
     window: int | None = None
     digests: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    soft: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -186,6 +190,9 @@ def tokenize_split(
         ids = [cell_text(v) for v in batch[data.id_column]] if data.id_column else [str(r) for r in rows]
         columns: dict[str, list[Any]] = {"id": ids, "input_ids": encode(texts, tokenizer, data, labels.names)}
         columns["digest"] = [text_digest(text) for text in texts]
+        if labelled and data.soft_labels:
+            soft = read_soft_labels(batch, rows, labels, path)
+            return columns | {"labels": harden(soft, labels).tolist(), "soft": soft.tolist()}
         return columns | {"labels": read_labels(batch, rows, labels, path)} if labelled else columns
 
     features = {"id": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("int32"))}
@@ -194,6 +201,7 @@ def tokenize_split(
         marks = datasets.List(datasets.Value("float32"), length=len(labels.names))
         numbers = datasets.List(datasets.Value("int32"))
         features["labels"] = (numbers if labels.many else marks) if labels.multi_label else datasets.Value("int64")
+        features |= {"soft": marks} if data.soft_labels else {}
     encoded = table.map(
         read_batch,
         batched=True,
@@ -206,20 +214,28 @@ def tokenize_split(
         desc=f"tokenizing {name}",
     )
     store = TokenStore(encoded.data.column("input_ids"))
-    values = _stored_values(encoded.data.column("labels").combine_chunks(), labels) if labelled else None
+    values = _values(encoded, labels) if labelled else None
+    soft = _array(encoded, "soft") if labelled and data.soft_labels else None
     window = data.max_length if data.truncation == "windows" else None
     digests = encoded.data.column("digest").to_numpy()
-    return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window, digests)
+    return Split(name, path, store, store.lengths(), values, encoded.select_columns("id"), window, digests, soft=soft)
 
 
-def _stored_values(column: Any, labels: LabelSpace) -> Values:
-    """The label values of a tokenized table, from its column."""
-    if labels.many:
-        offsets = column.offsets.to_numpy()
-        return from_offsets(offsets - offsets[0], column.flatten().to_numpy(), len(labels.names))
-    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-    values: np.ndarray = flat.to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), len(labels.names)) if labels.multi_label else values
+def _array(table: datasets.Dataset, name: str) -> np.ndarray:
+    """A column of numbers, or of lists of the same length, as an array of one or two dimensions."""
+    column = table.data.column(name).combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size))
+
+
+def _values(table: datasets.Dataset, labels: LabelSpace) -> Values:
+    """The label values of a tokenized table."""
+    if not labels.many:
+        return _array(table, "labels")
+    column = table.data.column("labels").combine_chunks()
+    offsets = column.offsets.to_numpy()
+    return from_offsets(offsets - offsets[0], column.flatten().to_numpy(), len(labels.names))
 
 
 def text_digest(text: str) -> int:
@@ -257,6 +273,7 @@ def some_rows(split: Split, rows: int, seed: int) -> Split:
         labels=split.known_labels[chosen],
         digests=None if split.digests is None else split.digests[chosen],
         numbers=numbers_of(split, chosen),
+        soft=None if split.soft is None else split.soft[chosen],
     )
 
 
@@ -326,5 +343,6 @@ def _cache_key(table: datasets.Dataset, data: DataSection, tokenizer: Any, label
         _CACHE_VERSION, table._fingerprint, data.id_column, data.text_columns(), data.text_separator,
         data.max_length, data.truncation, data.window_overlap, data.max_windows, data.prompt, data.label_descriptions,
         rules, dataclasses.asdict(labels), labelled, *(["sparse"] if labels.many else []),
+        *(["soft"] if data.soft_labels else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

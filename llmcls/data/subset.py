@@ -95,4 +95,5 @@ def part_of(split: Split, rows: np.ndarray) -> Split:
         table=split.table.select(rows),
         digests=None if split.digests is None else split.digests[rows],
         numbers=numbers_of(split, rows),
+        soft=None if split.soft is None else split.soft[rows],
     )

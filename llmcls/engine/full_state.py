@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from llmcls.common.user_error import UserError
 from llmcls.engine.accelerator import unwrapped
@@ -23,7 +24,14 @@ OptimizerState = dict[str, dict[str, Any]]
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
+    """The parameters that are trained, by name: those that the optimizer has.
+
+    After a forward pass without a backward pass, the outermost module of FSDP2 still has whole copies of its parameters
+    in their place, which the optimizer does not know.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     return {n: p for n, p in unwrapped(model).named_parameters() if p.requires_grad}
 
 
@@ -53,14 +61,6 @@ def load_trained_weights(accelerator: Accelerator, model: nn.Module, weights: di
 
 def set_trained_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Give some trained parameters whole values, float32 on the CPU, by name; the same on every rank."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        # After a forward pass without a backward pass, the outermost module still has whole copies of its parameters,
-        # which the optimizer does not see.
-        from torch.distributed.fsdp import FSDPModule
-
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
     parameters = trained_parameters(model)
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if by_deepspeed:

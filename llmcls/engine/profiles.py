@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcls.common.strict_yaml import read_yaml
 from llmcls.common.user_error import UserError
-from llmcls.engine.hardware import Hardware
+from llmcls.engine.hardware import Hardware, find_hardware
 from llmcls.recipe.schema import Recipe
 
 # Beside the package, in a checkout of the project.
@@ -94,6 +94,17 @@ def choose_profile(
     if recipe.model.use_4bit:
         return "fsdp_qlora", f"a copy does not fit on one GPU, so the 4-bit weights are sharded; {verdict}"
     return "fsdp", f"a copy does not fit on one GPU, so the weights are sharded; {verdict}"
+
+
+def launcher_of(name: str) -> list[str]:
+    """What starts a module with a profile on this machine, behind ``python``; with a free port of its own.
+
+    Commands that train several times start each training so, also beside each other.
+    """
+    profile = find_profile(name)
+    processes = processes_of(profile.stem, find_hardware())
+    given = ["--config_file", str(profile), "--num_processes", str(processes), "--main_process_port", "0"]
+    return ["-m", "accelerate.commands.launch", *given]
 
 
 def processes_of(profile: str, hardware: Hardware) -> int:

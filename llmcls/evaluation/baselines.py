@@ -15,8 +15,9 @@ import numpy as np
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
 from llmcls.data.holdout import kept_rows, rows_of_split
-from llmcls.data.labels import LabelSpace, multi_hot, read_labels, values_of
+from llmcls.data.labels import LabelSpace, multi_hot, values_of
 from llmcls.data.marks import Values
+from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
@@ -202,7 +203,7 @@ def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]
         table = read_table(path, f"data.{SPLIT_KEYS[split]}", data)
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
-        values[split] = values_of(read_labels(cells, list(range(len(table))), labels, path), labels)
+        values[split] = values_of(read_hard_labels(cells, list(range(len(table))), labels, path, data), labels)
     held = rows_of_split(recipe, "validation", labels)
     if held is not None:
         _keep(texts, values, "validation", held)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -20,9 +19,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def build_loss(
     problem_type: str,
     train: TrainSection | None = None,
-    positives: np.ndarray | None = None,
-    rows: int = 0,
-    device: torch.device | None = None,
+    weight: torch.Tensor | None = None,
 ) -> Loss:
     """Build the loss of a recipe.
 
@@ -32,23 +29,15 @@ def build_loss(
         ``model.problem_type`` of the recipe.
     train : TrainSection, optional
         Loss, weights and label smoothing. None means plain cross-entropy.
-    positives : int [labels], optional
-        Training rows of each label; needed for ``pos_weight: balanced``.
-    rows : int
-        Training rows.
-    device : torch.device, optional
-        The device of the logits.
+    weight : float32 [labels], optional
+        From `llmcls.model.label_weights`, on the device of the logits.
 
     Returns
     -------
     Loss
-        A function of logits, float [batch, labels], and targets: float32 0/1 [batch, labels] for multi-label problems,
-        otherwise class numbers, int64 [batch]. It returns float32 [batch]. Multi-label losses are means over labels.
-
-    Raises
-    ------
-    ValueError
-        If ``pos_weight`` is "balanced" and ``positives`` is None.
+        A function of logits, float [batch, labels], and targets: 0/1 or probabilities, float32 [batch, labels], for
+        multi-label problems; otherwise class numbers, int64 [batch], or probabilities that sum to 1, float32 [batch,
+        labels]. It returns float32 [batch]. Multi-label losses are means over labels.
 
     Notes
     -----
@@ -64,12 +53,6 @@ def build_loss(
     multi_label = problem_type == "multi_label_classification"
     if train is None:
         return binary_cross_entropy if multi_label else cross_entropy
-    weight = None
-    if train.pos_weight == "balanced":
-        if positives is None:
-            raise ValueError("pos_weight: balanced needs the label counts")
-        make = balanced_pos_weight if multi_label else balanced_class_weight
-        weight = torch.from_numpy(make(positives, rows, train.pos_weight_cap)).to(device)
     smoothing = train.label_smoothing
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -117,29 +100,32 @@ def cross_entropy(
     Parameters
     ----------
     logits : float [batch, classes]
-    targets : int64 [batch]
+    targets : int64 [batch] or float32 [batch, classes]
+        Class numbers, or probabilities.
     weight : float32 [classes], optional
+        Factor w on each class.
     smoothing : float
         Label smoothing as in Szegedy et al. 2016.
     gamma : float
-        Exponent of the focal factor.
+        Exponent of the focal factor; 0 for probabilities.
 
     Returns
     -------
     float32 [batch]
-        -w_t (1 - p_t)^gamma log p_t with p = softmax(x).
+        -(1 - p_t)^gamma w_t log p_t with p = softmax(x). With smoothing e over C classes, w_t log p_t becomes
+        (1 - e) w_t log p_t + e / C sum_c w_c log p_c, as in torch; for probabilities t it is sum_c t_c w_c log p_c.
     """
-    losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits.float(), targets, weight, reduction="none", label_smoothing=smoothing)
     if gamma:
         p_t = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].exp()
         losses = losses * _power(1 - p_t, gamma)
-    return losses if weight is None else losses * weight[targets]
+    return losses
 
 
 def focal(
     logits: torch.Tensor, targets: torch.Tensor, gamma: float, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Focal loss for multi-label targets, which may be smoothed.
+    """Focal loss for multi-label targets, which may be smoothed or probabilities.
 
     Parameters
     ----------
@@ -157,7 +143,7 @@ def focal(
 
     Notes
     -----
-    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 4. For smoothed targets the factor is
+    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 4. For targets between 0 and 1 the factor is
     |t - p|^gamma, as in Li et al. 2020, "Generalized Focal Loss", equation 5. It is the same for t = 0 and t = 1.
     """
     x = logits.float()
@@ -200,57 +186,6 @@ def asymmetric(
     if pos_weight is not None:
         positive = positive * pos_weight
     return -(positive + (1 - targets) * _power(shifted, gamma_negative) * log_not).mean(-1)
-
-
-def balanced_pos_weight(positives: np.ndarray, rows: int, cap: float) -> np.ndarray:
-    """Weights for the positives of rare labels.
-
-    Parameters
-    ----------
-    positives : int [labels]
-        Rows of each label.
-    rows : int
-        All rows.
-    cap : float
-        Upper limit of a weight.
-
-    Returns
-    -------
-    float32 [labels]
-        negatives / positives of each label, as the documentation of `BCEWithLogitsLoss` recommends, at most ``cap``.
-
-    Examples
-    --------
-    >>> balanced_pos_weight(np.array([50, 10, 1]), rows=100, cap=10.0)
-    array([ 1.,  9., 10.], dtype=float32)
-    """
-    positives = np.maximum(positives, 1)
-    return np.minimum((rows - positives) / positives, cap).astype(np.float32)
-
-
-def balanced_class_weight(counts: np.ndarray, rows: int, cap: float) -> np.ndarray:
-    """Weights for rare classes.
-
-    Parameters
-    ----------
-    counts : int [classes]
-        Rows of each class.
-    rows : int
-        All rows.
-    cap : float
-        Upper limit of a weight.
-
-    Returns
-    -------
-    float32 [classes]
-        rows / (classes x count), scikit-learn's "balanced" (King & Zeng 2001), at most ``cap``.
-
-    Examples
-    --------
-    >>> balanced_class_weight(np.array([60, 30, 10]), rows=100, cap=3.0)
-    array([0.5555556, 1.1111112, 3.       ], dtype=float32)
-    """
-    return np.minimum(rows / (len(counts) * np.maximum(counts, 1)), cap).astype(np.float32)
 
 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:

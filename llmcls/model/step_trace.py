@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -217,9 +216,10 @@ class StepTracer:
         shape = (batch.tokens,) if self.packs else (texts, max(batch.lengths))
         input_ids = torch.empty(shape, dtype=torch.int64)
         multi_label = self.recipe.model.problem_type == "multi_label_classification"
-        targets = torch.empty(rows, self.labels) if multi_label else torch.empty(rows, dtype=torch.int64)
-        positives = np.ones(self.labels, dtype=np.int64)
-        loss_of = build_loss(self.recipe.model.problem_type, self.recipe.train, positives, 2)
+        many = multi_label or self.recipe.data.soft_labels
+        targets = torch.empty(rows, self.labels) if many else torch.empty(rows, dtype=torch.int64)
+        weight = None if self.recipe.train.pos_weight is None else torch.ones(self.labels)
+        loss_of = build_loss(self.recipe.model.problem_type, self.recipe.train, weight)
         dtype = AUTOCAST_DTYPES.get(AUTOCAST[self.recipe.model.torch_dtype] or "")
         with ExitStack() as stack:
             for context in (standing_for(self.kind), KnownValues(batch.lengths), ledger):

@@ -133,6 +133,9 @@ def _check_ranges(recipe: Recipe) -> None:
             raise recipe.error(key, f"is {value}; it must be at least {lowest}")
         if value is not None and value > LARGEST:
             raise recipe.error(key, f"is {value}; it must be at most {LARGEST}")
+    if 0 < train.stuck_minutes < 1:
+        # A step, or an evaluation of a large model, may take as long without being stuck.
+        raise recipe.error("train.stuck_minutes", f"is {train.stuck_minutes}; it must be 0 or at least 1")
     between = [
         ("data.validation_split", data.validation_split, 0, 1, "above 0 and below 1", False),
         ("train.learning_rate", train.learning_rate, 0, 10, "above 0 and below 10", False),
@@ -147,6 +150,16 @@ def _check_ranges(recipe: Recipe) -> None:
     for key, value, low, high, allowed, includes_low in between:
         if value is not None and not (low <= value < high if includes_low else low < value < high):
             raise recipe.error(key, f"is {value}; it must be {allowed}")
+    weights = train.pos_weight if isinstance(train.pos_weight, dict) else {}
+    if train.pos_weight == {}:
+        raise recipe.error("train.pos_weight", "is empty; give labels their weights, or set it to null")
+    for name, value in weights.items():
+        if not 0 < value <= LARGEST:
+            raise recipe.error(
+                "train.pos_weight",
+                f"gives {name!r} the weight {value:g}; it must be above 0 and at most {LARGEST}"
+                + ("; remove the rows of a label that should not count" if value == 0 else ""),
+            )
 
 
 def _check_experiment(recipe: Recipe) -> None:
@@ -215,6 +228,16 @@ def _check_variants(recipe: Recipe) -> None:
         if data.hierarchy_separator or train.at_least_one_label:
             key = "data.hierarchy_separator" if data.hierarchy_separator else "train.at_least_one_label"
             raise recipe.error(key, f"is for multi_label_classification; this recipe is {model.problem_type}")
+    if data.distilled_from and not data.soft_labels:
+        raise recipe.error(
+            "data.distilled_from", "names teachers; what they say are probabilities: set data.soft_labels=true"
+        )
+    if data.soft_labels and (train.loss == "asymmetric" or (train.loss == "focal" and not multi)):
+        raise recipe.error(
+            "train.loss",
+            f"is {train.loss}, which is not defined for probabilities here (data.soft_labels); use cross_entropy"
+            + (" or focal" if multi else ""),
+        )
     if model.lora_r == 0:
         lora_only = [
             ("model.lora_variant", model.lora_variant != "lora", "lora"),
@@ -274,11 +297,15 @@ def _check_columns(recipe: Recipe) -> None:
             raise recipe.error(
                 "data.label_columns", f"names {column!r}, which is also the id or a text column; remove it"
             )
-    if recipe.model.problem_type != "multi_label_classification" and len(data.label_columns) != 1:
+    several = recipe.model.problem_type == "multi_label_classification"
+    several |= recipe.model.problem_type == "single_label_classification" and data.soft_labels
+    if not several and len(data.label_columns) != 1:
+        single = recipe.model.problem_type == "single_label_classification"
         raise recipe.error(
             "data.label_columns",
             f"names {len(data.label_columns)} columns; {recipe.model.problem_type} needs exactly one, "
-            "which contains the class",
+            "which contains the class"
+            + ("; a column of probabilities for each class needs data.soft_labels=true" if single else ""),
         )
 
 

@@ -102,7 +102,12 @@ def convert(where: str, value: Any, hint: Any, expand: bool = True) -> Any:
     if origin in (typing.Union, types.UnionType):
         alternatives = [a for a in typing.get_args(hint) if a is not type(None)]
         words = [word for a in alternatives if typing.get_origin(a) is Literal for word in typing.get_args(a)]
-        return value if value is None or value in words else convert(where, value, alternatives[0], expand)
+        if value is None or value in words:
+            return value
+        if isinstance(value, str) and typing.get_origin(alternatives[0]) is dict and words:
+            # A single word is meant to be one of the words.
+            return convert(where, value, Literal[tuple(words)], expand)
+        return convert(where, value, alternatives[0], expand)
     if origin is Literal:
         # YAML reads an unquoted `off` as false.
         if value is False and "off" in typing.get_args(hint):
@@ -182,7 +187,7 @@ def describe(hint: Any) -> str:
     if origin is list:
         return f"a list, each item {describe(typing.get_args(hint)[0])}"
     if origin is dict:
-        return "`name: text` lines"
+        return f"`name: {describe(typing.get_args(hint)[1]).removeprefix('a ')}` lines"
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
 
 

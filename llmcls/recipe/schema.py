@@ -69,6 +69,15 @@ class DataSection:
     hierarchy_separator: str | None = _key(
         None, "Labels are paths such as `a/b/c`; each label implies its ancestors `a/b` and `a`.", literal=True
     )
+    soft_labels: bool = _key(
+        False,
+        "Cells of the label columns may be probabilities: numbers from 0 to 1, in a column for each label or class, or "
+        '`{"a": 0.7, "b": 0.3}` in the one column. Training aims at them; all else takes labels from 0.5 on, or the '
+        "most probable class.",
+    )
+    distilled_from: list[str] | None = _key(
+        None, "The teachers that labelled a part of train_csv, for the report; set by `llmcls distill`.", literal=True
+    )
     prompt: str | None = _key(
         None, "What the model reads, with `{text}` once or twice, and optionally `{labels}`.", literal=True
     )
@@ -187,8 +196,13 @@ class TrainSection:
     asymmetric_gamma_positive: float = _key(0.0, "Exponent of the asymmetric loss for positives.")
     asymmetric_gamma_negative: float = _key(4.0, "Exponent of the asymmetric loss for negatives.")
     asymmetric_clip: float = _key(0.05, "Negatives below this probability do not count in the asymmetric loss.")
-    pos_weight: Literal["balanced"] | None = _key(None, "`balanced`: weight positives (or classes) by rarity.")
-    pos_weight_cap: float = _key(10.0, "Upper limit of these weights.")
+    pos_weight: dict[str, float] | Literal["balanced"] | None = _key(
+        None,
+        "Weights of the labels in the loss: on the positives of each label, or on each class. `balanced` weights by "
+        "rarity; `{urgent: 5, spam: 0.5}` by hand, and labels that are not named have 1.",
+        literal=True,
+    )
+    pos_weight_cap: float = _key(10.0, "Upper limit of the weights of `pos_weight: balanced`.")
     label_smoothing: float = _key(0.0, "Label smoothing.")
     sampling: Literal["uniform", "balanced"] = _key("uniform", "`balanced` draws rows with rare labels more often.")
     eval_steps: int | None = _key(None, "Optimizer steps between evaluations. Default: each epoch.")

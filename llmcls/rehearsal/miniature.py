@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 
 from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
+from llmcls.data.label_cells import soft_cell
 from llmcls.data.labels import LabelSpace, label_space, names_in
 from llmcls.data.tables import cell_text, read_table
 from llmcls.datasets.products import make_corpus
@@ -86,6 +87,10 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     if metric in RANKED_METRICS and not labels.many:
         mini.stand_ins.append(f"f1_micro replaces {metric}, which needs thousands of labels")
         metric = None
+    weights = train.pos_weight
+    if isinstance(weights, dict) and not set(weights) <= set(labels.names):
+        # Generated rows have other classes.
+        weights = "balanced"
     # A prompt needs the full length.
     length = real_data.max_length if real_data.prompt else min(real_data.max_length, 96)
     mini.recipe = replace(
@@ -102,7 +107,7 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
             train, batch_size=min(train.batch_size, 4), micro_batch_tokens=None, eval_batch_size=None,
             gradient_accumulation_steps=min(train.gradient_accumulation_steps, 2), num_train_epochs=steps,
             max_steps=steps, eval_steps=steps, logging_steps=1, early_stopping_patience=None, report_to=[],
-            metric_for_best_model=metric,
+            metric_for_best_model=metric, pos_weight=weights,
         ),
         exp=replace(
             recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False,
@@ -161,11 +166,12 @@ def _sample_data(recipe: Recipe, folder: Path, stand_ins: list[str]) -> tuple[di
     changed = {}
     for name, table in tables.items():
         rows = np.random.default_rng(0).permutation(len(table))[: ROWS[name]]
-        if name == "train" and (labels.separator or labels.lists or not labels.multi_label):
+        hard_binary = labels.binary and not recipe.data.soft_labels
+        if name == "train" and (labels.separator or labels.lists or labels.class_values or hard_binary):
             # Include every label, because a label that only validation has would be refused as unknown.
             first: dict[str, int] = {}
             for i, cell in enumerate(table[labels.columns[0]]):
-                for value in names_in(cell_text(cell), labels):
+                for value in soft_cell(cell_text(cell)) or names_in(cell_text(cell), labels):
                     first.setdefault(value, i)
             rows = np.union1d(rows, list(first.values()))
         path = folder / "data" / f"{name}.csv"
@@ -197,6 +203,8 @@ def _generated_data(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Label
                 single = f"class_{i % 3}" if named else str(i % 2)
                 multi = kind == "multi_label_classification" and not named
                 row |= {c: str(int(rng.random() < 0.4)) if multi else single for c in data.label_columns}
+                if not multi and len(data.label_columns) > 1:
+                    row |= {c: str(int(k == i % len(data.label_columns))) for k, c in enumerate(data.label_columns)}
                 writer.writerow(row)
         changed[SPLIT_KEYS[name]] = str(path)
     mini = replace(data, validation_split=None, **changed)

@@ -102,7 +102,7 @@ def _card(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], home: Home) -
         "## Data",
         *_data(shared, metrics),
         "## Results",
-        *(_results(metrics, splits, baselines) if splits else ["No split was evaluated."]),
+        *(_results(shared, metrics, splits, baselines) if splits else ["No split was evaluated."]),
         "## Labels",
         *_labels(run, shared, metrics, splits),
         "## Recipe",
@@ -168,6 +168,8 @@ def _summary(recipe: Recipe, metrics: dict[str, Any], home: Home) -> str:
         f"{metrics['seed']}: {metrics['steps']} optimizer steps in {training['seconds']:.0f} s, best after step "
         f"{metrics['best_step']}.",
     ]
+    if recipe.data.distilled_from:
+        lines.append(f"Distilled from {escaped(' and '.join(recipe.data.distilled_from))}, with texts without labels.")
     if home.exported and spec.lora_r:
         lines.append("The adapter is merged into the weights.")
     if home.proof:
@@ -191,13 +193,14 @@ def _data(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _results(metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any]) -> list[str]:
+def _results(recipe: Recipe, metrics: dict[str, Any], splits: list[str], baselines: dict[str, Any]) -> list[str]:
     """The figures of the last split with 95 % intervals, those of the others, and the baselines."""
     shown, others = splits[-1], splits[:-1]
+    cuts = _uses_thresholds(recipe)
     found, at_half = metrics[shown], metrics.get("at_half", {}).get(shown, {})
     intervals = found.get("intervals", {})
     known = {name: scores[shown] for name, scores in baselines.items() if shown in scores}
-    header = ["metric", shown, "95 % interval", "at 0.5", *others, *(BASELINE_NAMES[n] for n in known)]
+    header = ["metric", shown, "95 % interval", *["at 0.5"] * cuts, *others, *(BASELINE_NAMES[n] for n in known)]
     rows = []
     for name in (name for name in FIGURES if name in found):
         limits = intervals.get(name)
@@ -205,13 +208,13 @@ def _results(metrics: dict[str, Any], splits: list[str], baselines: dict[str, An
             name,
             format_number(found.get(name)),
             f"{limits[0]:.4f} to {limits[1]:.4f}" if limits else "–",
-            format_number(at_half.get(name)),
+            *[format_number(at_half.get(name))] * cuts,
             *(format_number(metrics[split].get(name)) for split in others),
             *(format_number(scores.get(name)) for scores in known.values()),
         ])  # fmt: skip
+    with_cuts = ', with the thresholds below; "at 0.5" is with thresholds of 0.5' if cuts else ""
     return [
-        f'Measured on {shown}, with the thresholds below; "at 0.5" is with thresholds of 0.5. Intervals are bootstrap '
-        "percentiles over its rows.",
+        f"Measured on {shown}{with_cuts}. Intervals are bootstrap percentiles over its rows.",
         table(header, rows),
     ]
 
@@ -219,30 +222,39 @@ def _results(metrics: dict[str, Any], splits: list[str], baselines: dict[str, An
 def _labels(run: RunFolder, recipe: Recipe, metrics: dict[str, Any], splits: list[str]) -> list[str]:
     """Each label: its rows, its threshold, and how well it is found."""
     names, counts = metrics["labels"], metrics.get("data", {})
-    thresholds = load_thresholds(run.thresholds, names)
+    thresholds, cuts = load_thresholds(run.thresholds, names), _uses_thresholds(recipe)
     calibration = load_calibration(run.calibration, len(names))
     decided = {
-        "single_label_classification": "The most probable class is chosen; thresholds are not used.",
+        "single_label_classification": "The most probable class is chosen.",
         "binary_classification": f"{escaped(names[-1])} is chosen from its threshold on.",
     }.get(recipe.model.problem_type, "A text gets the labels that reach their threshold.")
     if thresholds.at_least_one:
         decided += " A text without any gets the one closest to its threshold."
-    tuned = f"tuned on validation for {thresholds.metric}" if thresholds.metric else "fixed"
+    rule = thresholds.rule.replace("_", " ")
+    if cuts:
+        tuned = f"{rule}, tuned on validation for {thresholds.metric}" if thresholds.metric else rule
+        decided += f" Thresholds: {tuned}."
     kind = calibration.kind or "not calibrated"
-    header = ["label", *(f"{split} rows" for split in counts), "threshold"]
+    header = ["label", *(f"{split} rows" for split in counts), *["threshold"] * cuts]
     per_class = metrics[splits[-1]]["per_class"] if splits else {}
     header += [f"{splits[-1]} {key}" for key in ("precision", "recall", "f1")] if splits else []
     rows = [
-        [name, *(str(split["labels"][name]) for split in counts.values()), format_number(threshold)]
+        [name, *(str(split["labels"][name]) for split in counts.values()), *[format_number(threshold)] * cuts]
         + [format_number(per_class[name][key]) for key in ("precision", "recall", "f1") if splits]
         for name, threshold in zip(names, thresholds.values, strict=True)
     ]
-    more = [f"And {len(rows) - SHOWN_LABELS} more labels."]
+    hidden = len(rows) - SHOWN_LABELS
+    more = [f"And {hidden} more label{'s' * (hidden > 1)}."]
     return [
-        f"{decided} Thresholds: {thresholds.rule.replace('_', ' ')}, {tuned}. Probabilities: {kind}.",
+        f"{decided} Probabilities: {kind}.",
         table(header, rows[:SHOWN_LABELS]),
-        *more[: len(rows) > SHOWN_LABELS],
+        *more[: hidden > 0],
     ]
+
+
+def _uses_thresholds(recipe: Recipe) -> bool:
+    """Whether probabilities are compared with thresholds, not with each other."""
+    return recipe.model.problem_type != "single_label_classification"
 
 
 def _changed_keys(recipe: Recipe) -> dict[str, dict[str, Any]]:

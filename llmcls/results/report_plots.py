@@ -28,6 +28,7 @@ def curves(source: Source) -> list[Markup]:
     train = source.recipe.train
     metric = selection_metric(source.recipe)
     plain = train.loss == "cross_entropy" and not train.label_smoothing and train.pos_weight is None
+    plain = plain and not source.recipe.data.soft_labels
     names = ("train", "validation") if plain else ("train (loss of the recipe)", "validation (cross-entropy)")
     losses: list[Line] = []
     values: list[Line] = []

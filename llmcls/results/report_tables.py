@@ -42,7 +42,9 @@ def facts(source: Source) -> list[str]:
     rows = [f"{counts[split]['rows']:,} {split} texts" for split in counts]
     ended = max((line["time"] for seed in source.seeds for line in seed.log if "time" in line), default=None)
     date = [f"{day.day} {day:%B %Y}" for day in [datetime.fromtimestamp(ended, UTC)]] if ended else []
-    return [kinds[source.labels.problem_type], *rows, *date]
+    teachers = source.recipe.data.distilled_from
+    taught = [f"distilled from {' and '.join(teachers)}"] if teachers else []
+    return [kinds[source.labels.problem_type], *taught, *rows, *date]
 
 
 def result(source: Source) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def write_summary(experiment: ExperimentFolder, runs: list[RunFolder]) -> str:
     taken = {r["seed"]: r["thresholds"] for r in results if "thresholds" in r}
     if any(t["metric"] or t["reason"] for t in taken.values()):
         lines += [f"Thresholds of seed {seed}: {_in_words(t)}" for seed, t in taken.items()] + [""]
+    teachers = recipe.data.distilled_from
+    lines += [f"Distilled from {escaped(' and '.join(teachers))}.", ""] if teachers else []
     # At the end, where someone looks who has waited for the training in a terminal.
     lines += ["## Verdict", "", verdict.sentence(), ""] if verdict else []
     lines += ["What to do next:", "", *(f"- {step}" for step in summary["next_steps"]), ""]

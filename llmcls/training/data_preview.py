@@ -21,6 +21,8 @@ from llmcls.training.inputs import Inputs
 SHOWN = 24
 # Training texts whose whole length is counted.
 SAMPLE = 2000
+# Characters of the sampled texts together: few books are enough to see that books are long.
+SAMPLED_CHARACTERS = 2_000_000
 # Labels with fewer training rows are hardly learned.
 FEW = 10
 # Labels of which this share of the rows also has another one.
@@ -113,8 +115,10 @@ def _lengths(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     """A histogram of the whole lengths of a sample of the training texts, and what ``data.max_length`` cuts."""
     data = recipe.data
     table = read_table(data.train_csv, "data.train_csv", data)
-    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:SAMPLE])
+    rows = np.random.default_rng(0).permutation(len(table))[:SAMPLE]
     texts = whole_texts(table.select(rows), data)
+    characters = np.cumsum([len(text) for text in texts])
+    texts = texts[: max(1, int(np.searchsorted(characters, SAMPLED_CHARACTERS, side="right")))]
     lengths = np.array([len(ids) for ids in encode_texts(texts, inputs.tokenizer, 10**9)])
     limit = data.max_length * (data.max_windows if data.truncation == "windows" else 1)
     cut = lengths > limit

@@ -18,6 +18,7 @@ from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.subset import chosen_rows, part_of
 from llmcls.data.tables import read_table
 from llmcls.engine.agreement import first_process_first
+from llmcls.model.label_weights import check_label_weights
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.recipe.checks import check_for_labels
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
@@ -66,6 +67,7 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
                 "%s labels: they are kept sparse, and of each text the %d most probable ones (more than %d labels)",
                 f"{len(labels.names):,}", recipe.train.top_labels, MANY_LABELS,
             )  # fmt: skip
+        check_label_weights(recipe, labels)
         whole = tokenize_split(table, "train", data.train_csv, recipe, tokenizer, labels)
         held = held_out_rows(whole.known_labels, whole.known_digests, labels, data)
         if held is not None:

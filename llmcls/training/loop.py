@@ -154,7 +154,8 @@ def optimizer_step(
     """One optimizer step over the micro-batches of this rank.
 
     The loss of each micro-batch is weighted by ``ranks / rows of the whole step``. Every engine averages gradients over
-    ranks, so the result is the mean over all rows, also if ranks or micro-batches hold different numbers of them.
+    ranks, so the result is the mean over all rows, also if ranks or micro-batches hold different numbers of them. With
+    weights of classes it is the weighted mean.
 
     Parameters
     ----------
@@ -183,13 +184,14 @@ def optimizer_step(
     factor = learning_rate_factor(number, setup.total_steps, recipe.train.warmup_ratio, recipe.train.lr_scheduler_type)
     set_learning_rate(optimizer, recipe.train.learning_rate * factor)
     loss_sum, all_losses = torch.zeros((), device=accelerator.device), []
+    scale = setup.loss_scale(step)
     with noticing_too_large_steps():
         for k, prepared in enumerate(batches):
             beat("step", number + 1)
             batch = prepared.to(accelerator.device)
             assert batch.labels is not None, "training rows have labels"
             with gradients_kept_local(accelerator, model, last=k == len(batches) - 1):
-                losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels)
+                losses = setup.loss_of(model(batch.input_ids, batch.lengths, batch.windows), batch.labels) * scale
                 # A rank without rows for this pass runs it with weight zero, so that the ranks stay in step.
                 weight = accelerator.num_processes / step.rows if len(batch.rows) else 0.0
                 accelerator.backward(losses.sum() * weight)

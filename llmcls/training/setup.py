@@ -7,15 +7,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
-from llmcls.data.batches import BatchSpec, balanced_weights, steps_per_epoch
+from llmcls.data.batches import BatchSpec, Step, balanced_weights, steps_per_epoch
 from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.marks import largest_weights
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import autocast_dtype
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
 from llmcls.evaluation.top_metrics import Frequencies
+from llmcls.model.label_weights import label_weights, mean_weight
 from llmcls.model.losses import Loss, build_loss
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import RunFolder
@@ -76,11 +78,31 @@ class TrainingSetup:
         return total_steps(self.recipe, len(self.train_split), self.global_batch_size)
 
     @cached_property
-    def loss_of(self) -> Loss:
-        """The recipe's loss, weighted by the label counts of the training split."""
+    def label_weights(self) -> torch.Tensor | None:
+        """The weights of the labels in the loss, float32 [labels], on the CPU; None if the recipe has none."""
+        if self.recipe.train.pos_weight is None:
+            return None
         positives = count_positives(self.train_split.known_labels, self.labels)
-        device = self.accelerator.device
-        return build_loss(self.labels.problem_type, self.recipe.train, positives, len(self.train_split), device)
+        return label_weights(self.recipe.train, self.labels, positives, len(self.train_split))
+
+    @cached_property
+    def loss_of(self) -> Loss:
+        """The recipe's loss, with the weights of the labels."""
+        weight = self.label_weights
+        weight = None if weight is None else weight.to(self.accelerator.device)
+        return build_loss(self.labels.problem_type, self.recipe.train, weight)
+
+    def loss_scale(self, step: Step) -> float:
+        """What turns the mean loss of a step into the weighted mean over its rows, where each row has one class.
+
+        All ranks know the rows of a step, so all come to the same number.
+        """
+        if self.label_weights is None or self.labels.multi_label:
+            return 1.0
+        rows = np.concatenate([part for own in step.micro_batches for part in own])
+        split = self.train_split
+        values = split.known_labels if split.soft is None else split.soft
+        return 1.0 / mean_weight(values[rows], self.label_weights)
 
     @cached_property
     def frequencies(self) -> Frequencies:

@@ -187,7 +187,7 @@ def label_split(recipe: Recipe, inputs: Inputs) -> Split:
     ids = encode(label_texts(names, recipe.data), inputs.tokenizer, recipe.data, names)
     tokens = [np.array(row, dtype=np.int32) for row in ids]
     lengths = np.array([len(row) for row in tokens], dtype=np.int32)
-    return replace(inputs.train_split, name="labels", tokens=tokens, lengths=lengths, labels=None)
+    return replace(inputs.train_split, name="labels", tokens=tokens, lengths=lengths, labels=None, soft=None)
 
 
 def _measure(setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, probe: Probe) -> Baseline:

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmcls.common.user_error import UserError
+from llmcls.data import encoding
 from llmcls.data.encoding import encode, encode_texts, join_text_fields, special_ids, whole_texts
 from llmcls.data.tables import read_table
 from llmcls.recipe.schema import DataSection
@@ -45,6 +47,46 @@ def test_a_text_is_never_empty_and_is_cut_at_its_end(tokenizer: Any) -> None:
     short, long = encode_texts(["", TEXT], tokenizer, 8)
     assert short == [tokenizer.bos_token_id]
     assert long == tokenizer(TEXT)["input_ids"][:8]
+
+
+class Counting:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        self.characters += sum(map(len, texts)) if isinstance(texts, list) else 0
+        return self.tokenizer(texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"prompt": "{text} is"}, {"truncation": "windows", "max_windows": 3, "window_overlap": 4}]
+)
+def test_of_a_very_long_text_only_the_beginning_is_tokenized(
+    tokenizer: Any, data: DataSection, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = np.random.default_rng(0).choice(["a novel", "an album,", "  the", "rake\n", "it's 1999"], 40_000)
+    texts = [" ".join(words), " " * 300_000 + "a novel at last", "short", "x" * 300_000]
+    recipe, counting = replace(data, max_length=16, **changes), Counting(tokenizer)
+    found = encode(texts, counting, recipe, [])
+    # The white space alone is looked at again, as a whole, where it is no token.
+    assert counting.characters < 400_000
+    monkeypatch.setattr(encoding, "_REACH", 10**9)
+    assert found == encode(texts, tokenizer, recipe, [])
+
+
+def test_white_space_without_tokens_does_not_hide_what_follows(data: DataSection) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    rust = Tokenizer(models.WordLevel({"[UNK]": 0, "rake": 1}, unk_token="[UNK]"))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=rust, unk_token="[UNK]", pad_token="[UNK]")
+    assert encode_texts([" " * 5000 + "rake rake", "rake"], words, 4) == [[1, 1], [1]]
 
 
 def test_special_tokens_are_found_on_both_sides(tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from llmcls.common.signals import STOP_AFTER, Interrupted
@@ -46,10 +47,16 @@ VARIANTS = [
     "head_init=random", "truncation=windows", "window_overlap=8", "max_length=32", "loss=focal", "pos_weight=balanced",
     "sampling=balanced", "calibration=temperature",
 ]  # fmt: skip
+# Probabilities of classes, with weights: the mean of a step counts the rows of all ranks by them.
+SOFT = [
+    "problem_type=single_label_classification", "label_columns=[kind]", "soft_labels=true", "head_init=random",
+    "pos_weight={books: 4, music: 0.5}", "val_csv=null", "test_csv=null", "train_metrics_rows=0", "num_train_epochs=1",
+]  # fmt: skip
 MORE_RUNS = {
-    "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16},
-    "zero2": {"variants": VARIANTS, "bf16": BF16},
-    "zero3": {"skewed": SKEWED, "full": FULL},
+    "ddp": {"soft": SOFT},
+    "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16, "soft": SOFT},
+    "zero2": {"variants": VARIANTS, "bf16": BF16, "soft": SOFT},
+    "zero3": {"skewed": SKEWED, "full": FULL, "soft": SOFT},
 }
 # A step in which the last rank has no loss, and a death between two evaluations.
 TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
@@ -145,7 +152,17 @@ def skewed(recipe: Path, products: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Callable[[str], Trained]:
+def soft(recipe: Path, products: Path) -> list[str]:
+    """Each text has probabilities of three classes, in one column."""
+    rows = read_rows(products / "train.csv")
+    for i, row in enumerate(rows):
+        share = (i % 7) / 10
+        row["kind"] = json.dumps({"books": share, "music": 0.9 - share, "other": 0.1}) if i % 3 else "books"
+    return [f"train_csv={write_csv(recipe.parent / 'soft.csv', rows)}", *SOFT]
+
+
+@pytest.fixture(scope="module")
+def on_engine(recipe: Path, alone, skewed: list[str], soft: list[str], tmp_path_factory) -> Callable[[str], Trained]:
     """All runs of one engine, by two processes in one launch."""
     made: dict[str, Trained] = {}
 
@@ -154,7 +171,8 @@ def on_engine(recipe: Path, alone, skewed: list[str], tmp_path_factory) -> Calla
             profile, overrides, _ = ENGINES[name]
             from_one = run_folder(recipe, f"{name}-from-one")
             shutil.copytree(alone(overrides, cut=True).parent, from_one.parent)
-            more = {kind: skewed if kind == "skewed" else changed for kind, changed in MORE_RUNS.get(name, {}).items()}
+            more = MORE_RUNS.get(name, {})
+            more = {kind: {"skewed": skewed, "soft": soft}.get(kind, changed) for kind, changed in more.items()}
             plan = [
                 {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
                 {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
@@ -203,12 +221,12 @@ def launch(recipe: Path, profile: str, overrides: list[str], plan: list[dict], r
     assert done.returncode == 0, done.stderr[-6000:]
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, steps: int = 20) -> list[float]:
     """The training loss of each optimizer step; a step logged again after a resume counts once."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
     by_step = {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
-    assert sorted(by_step) == list(range(1, 21))
-    return [by_step[step] for step in range(1, 21)]
+    assert sorted(by_step) == list(range(1, steps + 1))
+    return list(dict(sorted(by_step.items())).values())
 
 
 def probabilities(path: Path) -> dict[str, list[float]]:
@@ -273,6 +291,21 @@ def test_one_plain_process_predicts_what_the_engine_evaluated(trained, products:
         assert plain[row] == pytest.approx(engine[row], abs=1e-5)
 
 
+def test_the_checkpoint_of_an_evaluation_is_that_of_one_process(trained, alone) -> None:
+    # After an evaluation, an engine may still hold whole weights that its optimizer does not know.
+    name, runs = trained
+    found, expected = (
+        torch.load(run / "checkpoints" / "last" / "optimizer.pt", weights_only=True)["optimizer"]
+        for run in (runs.whole, alone(ENGINES[name][1]))
+    )
+    assert found.keys() == expected.keys()
+    for parameter, state in expected.items():
+        assert found[parameter].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}, parameter
+        assert float(found[parameter]["step"]) == float(state["step"]) == 20
+        scale = float(state["exp_avg"].abs().max())
+        torch.testing.assert_close(found[parameter]["exp_avg"], state["exp_avg"], rtol=1e-2, atol=1e-2 * scale)
+
+
 def test_a_checkpoint_of_two_processes_resumes_with_one(trained, recipe: Path) -> None:
     name, runs = trained
     assert not (runs.half / "metrics.json").exists()
@@ -310,6 +343,13 @@ def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
 def test_ranks_with_very_unlike_texts_stay_in_step(engine: str, on_engine, alone, skewed: list[str]) -> None:
     assert losses(on_engine(engine).more["skewed"]) == pytest.approx(losses(alone(skewed)), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.long), "fsdp", "zero2", "zero3"])
+def test_soft_labels_and_weights_of_classes_train_as_in_one_process(engine, on_engine, alone, soft: list[str]) -> None:
+    found = losses(on_engine(engine).more["soft"], steps=10)
+    assert found == pytest.approx(losses(alone(soft), steps=10), rel=1e-4)
+    assert max(found) > 1.1 * min(found)
 
 
 def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_sharded(

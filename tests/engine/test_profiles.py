@@ -11,7 +11,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from llmcls.common.user_error import UserError
 from llmcls.engine.hardware import Hardware
-from llmcls.engine.profiles import choose_profile, find_profile, processes_of, read_profile, sharding_of
+from llmcls.engine.profiles import (
+    choose_profile,
+    find_profile,
+    launcher_of,
+    processes_of,
+    read_profile,
+    sharding_of,
+)
 from llmcls.recipe.load import load_recipe
 from tests.helpers import ROOT
 
@@ -36,6 +43,13 @@ def test_accelerate_accepts_the_profile_and_its_launcher_uses_it(path: Path) -> 
     assert arguments.multi_gpu == (path.stem in ("cpu", "ddp"))
     if arguments.use_deepspeed:
         assert str(arguments.zero_stage) == path.stem.removeprefix("zero")
+
+
+def test_a_launcher_takes_a_process_per_gpu_and_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcls.engine.profiles.find_hardware", lambda: Hardware([80.0] * 4, 1))
+    path = str(find_profile("ddp"))
+    expected = ["--config_file", path, "--num_processes", "4", "--main_process_port", "0"]
+    assert launcher_of("ddp") == ["-m", "accelerate.commands.launch", *expected]
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcls.model.losses import asymmetric, balanced_class_weight, balanced_pos_weight, build_loss, cross_entropy, focal
+from llmcls.model.label_weights import mean_weight
+from llmcls.model.losses import asymmetric, build_loss, cross_entropy, focal
 from llmcls.recipe.schema import TrainSection
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.5], [2.0, 0.0, -0.7]])
@@ -77,26 +77,22 @@ def test_sure_logits_give_finite_gradients(kind: str, size: float) -> None:
         assert torch.isfinite(logits.grad).all()
 
 
-def test_pos_weight_is_torchs_and_capped() -> None:
-    positives, rows = np.array([50, 10, 1]), 100
-    weight = balanced_pos_weight(positives, rows, cap=10.0)
-    assert weight.tolist() == pytest.approx([1.0, 9.0, 10.0])
-    loss = build_loss(MULTI, TrainSection(pos_weight="balanced"), positives, rows)(LOGITS, TARGETS)
-    expected = F.binary_cross_entropy_with_logits(
-        LOGITS, TARGETS, pos_weight=torch.from_numpy(weight), reduction="none"
-    )
-    assert torch.allclose(loss, expected.mean(1))
+def test_pos_weight_is_torchs() -> None:
+    weight = torch.tensor([1.0, 9.0, 0.5])
+    expected = F.binary_cross_entropy_with_logits(LOGITS, TARGETS, pos_weight=weight, reduction="none").mean(1)
+    assert torch.allclose(build_loss(MULTI, TrainSection(), weight)(LOGITS, TARGETS), expected)
 
 
-def test_class_weights_are_scikit_learns() -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
-    values = np.array([0] * 60 + [1] * 30 + [2] * 10)
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=values)
-    assert balanced_class_weight(np.bincount(values), 100, 10.0) == pytest.approx(expected)
-    loss = build_loss(SINGLE, TrainSection(pos_weight="balanced"), np.bincount(values), 100)
-    plain = build_loss(SINGLE)(LOGITS, torch.tensor([2, 0]))
-    assert torch.allclose(loss(LOGITS, torch.tensor([2, 0])), plain * torch.tensor(expected[[2, 0]]).float())
+def test_class_weights_are_torchs_also_with_smoothing_and_focus() -> None:
+    weight, target = torch.tensor([0.5, 2.0, 3.0]), torch.tensor([2, 0])
+    loss = build_loss(SINGLE, TrainSection(label_smoothing=0.1), weight)(LOGITS, target)
+    spread = F.one_hot(target, 3) * 0.9 + 0.1 / 3
+    assert torch.allclose(loss, -(spread * weight * LOGITS.log_softmax(1)).sum(1))
+    # The loop divides by the mean weight of the rows of a step.
+    mean = F.cross_entropy(LOGITS, target, weight, label_smoothing=0.1)
+    assert torch.allclose(loss.mean() / mean_weight(target.numpy(), weight), mean)
+    focal_loss = build_loss(SINGLE, TrainSection(loss="focal"), weight)(LOGITS, target)
+    assert torch.allclose(focal_loss, cross_entropy(LOGITS, target, gamma=2.0) * weight[target])
 
 
 def test_label_smoothing_is_the_papers() -> None:
@@ -106,3 +102,25 @@ def test_label_smoothing_is_the_papers() -> None:
     target = torch.tensor([2, 0])
     spread = F.one_hot(target, 3) * 0.9 + 0.1 / 3
     assert torch.allclose(build_loss(SINGLE, train)(LOGITS, target), -(spread * LOGITS.log_softmax(1)).sum(1))
+
+
+SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.05, 0.6, 0.35]])
+
+
+def test_losses_of_probabilities_are_their_formulas() -> None:
+    weight, p = torch.tensor([0.5, 2.0, 3.0]), LOGITS.sigmoid()
+    binary = -(weight * SOFT * p.log() + (1 - SOFT) * (1 - p).log())
+    assert torch.allclose(build_loss(MULTI, TrainSection(), weight)(LOGITS, SOFT), binary.mean(1))
+    # Li et al. 2020, equation 5: no loss where the model gives the probability itself.
+    assert torch.allclose(focal(LOGITS, SOFT, 2.0, weight), ((SOFT - p) ** 2 * binary).mean(1))
+    assert focal(SOFT.logit(), SOFT, 2.0).abs().max() < 1e-9
+    classes = build_loss(SINGLE, TrainSection(), weight)(LOGITS, SOFT)
+    assert torch.allclose(classes, -(weight * SOFT * LOGITS.log_softmax(1)).sum(1))
+    assert torch.allclose(classes, F.cross_entropy(LOGITS, SOFT, weight, reduction="none"))
+
+
+def test_probabilities_of_0_and_1_are_labels() -> None:
+    train, weight, target = TrainSection(label_smoothing=0.1), torch.tensor([0.5, 2.0, 3.0]), torch.tensor([2, 0])
+    hard, sure = build_loss(SINGLE, train, weight), F.one_hot(target, 3).float()
+    assert torch.allclose(hard(LOGITS, target), hard(LOGITS, sure))
+    assert mean_weight(sure.numpy(), weight) == mean_weight(target.numpy(), weight) == 1.75

@@ -17,6 +17,7 @@ SINGLE: Changes = {"model__problem_type": "single_label_classification", "data__
 
 VALUES: list[tuple[Changes, str]] = [
     ({"train__batch_size": 0}, "train.batch_size is 0; it must be at least 1"),
+    ({"train__stuck_minutes": 1e-30}, "train.stuck_minutes is 1e-30; it must be 0 or at least 1"),
     ({"train__learning_rate": -1}, "train.learning_rate is -1.0; it must be above 0"),
     ({"train__metric_for_best_model": "f1_mikro"}, "train.metric_for_best_model is 'f1_mikro', which is not a metric"),
     ({"train__threshold_metric": "accuracy"}, "train.threshold_metric is 'accuracy'; it must be f1"),

@@ -123,3 +123,15 @@ def test_of_very_many_labels_some_are_shown(run: RunFolder, monkeypatch: pytest.
     page = render_model_card(run).read_text(encoding="utf-8")
     assert len(tables(page)["Labels"]) == 1
     assert "1 more label" in page
+
+
+def test_classes_have_no_thresholds(run: RunFolder) -> None:
+    recipe, metrics = load_recipe(run.recipe), read_json(run.metrics)
+    write_model_card(run, recipe, metrics)
+    assert "threshold" in tables(run.model_card.read_text(encoding="utf-8"))["Labels"][0]
+    one_class = replace(recipe, model=replace(recipe.model, problem_type="single_label_classification"))
+    write_model_card(run, one_class, metrics)
+    shown = tables(run.model_card.read_text(encoding="utf-8"))
+    assert "threshold" not in shown["Labels"][0]
+    assert "at 0.5" not in shown["Results"][0]
+    assert set(shown["Labels"][0]) >= {"label", "train rows", "test f1"}

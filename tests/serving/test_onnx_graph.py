@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from llmcls.common.user_error import UserError
 from llmcls.results.finished_runs import FinishedRun, open_run
 from llmcls.results.run_folder import RunFolder
 from llmcls.serving import proof
-from llmcls.serving.export import ExportOptions, write_export
+from llmcls.serving.export import ExportOptions, export_run, write_export
 from llmcls.serving.onnx_graph import TRIED, require_onnx, round_to_int8, trace, try_shapes, write_onnx
 from llmcls.serving.proof import Speed, measure_speed, prove
 from tests.conftest import Experiment
-from tests.helpers import read_json
+from tests.helpers import read_json, train
 from tests.serving.test_export import FAULTS, run_in_this_process
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,24 @@ def test_the_graph_answers_as_the_run_did_without_torch(run: FinishedRun, graph:
     assert found.largest_difference <= 1e-5
     assert not list(graph.glob("*.safetensors"))
     assert read_json(graph / "config.json")["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "settings",
+    [{"model__pooling": "mean", "model__bidirectional": True}, {"model__pooling": "attention"}],
+    ids=["mean, both ways", "attention"],
+)
+def test_the_graph_has_the_pooling_of_the_run(
+    settings: dict[str, Any], write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "run_without_llmcls", run_in_this_process(monkeypatch))
+    recipe = write_recipe(train__max_steps=6, train__train_metrics_rows=0, **settings)
+    found = export_run(
+        open_run(RunFolder(train(recipe) / "run_0")), tmp_path / "graph", ExportOptions(onnx=True, tolerance=1e-5)
+    )
+    assert (found.changed_decisions, found.unexplained) == (0, 0)
+    assert found.largest_difference <= 1e-5
 
 
 def test_eight_bits_change_little(run: FinishedRun, graph: Path, copy: Path) -> None:

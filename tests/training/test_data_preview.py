@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from llmcls.data.splits import some_rows
 from llmcls.recipe.load import load_recipe
+from llmcls.training import data_preview as module
 from llmcls.training.data_preview import data_preview, data_problems
 from llmcls.training.inputs import Inputs, load_inputs
 from tests.helpers import TOPICS, read_rows, write_csv
@@ -40,7 +41,7 @@ def test_labels_are_counted_in_each_split_most_frequent_first(inputs, products: 
     assert said[header + 1 + len(TOPICS)].split() == ["rows", "160", "40", "61"]
 
 
-def test_lengths_are_those_before_the_cut(inputs) -> None:
+def test_lengths_are_those_before_the_cut(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     said, loaded = inputs("max_length=16")
     assert loaded.train_split.lengths.max() == 16
     start = next(i for i, line in enumerate(said) if line.startswith("lengths of the training texts in tokens"))
@@ -50,6 +51,8 @@ def test_lengths_are_those_before_the_cut(inputs) -> None:
     assert sum(int(row[3]) for row in bins) == 160
     assert said[-1].startswith("data.max_length=16 cuts ")
     assert inputs("max_length=4096")[0][-1] == "data.max_length=4096 cuts no text"
+    monkeypatch.setattr(module, "SAMPLED_CHARACTERS", 1)
+    assert any(line.startswith("lengths of 1 training texts") for line in inputs()[0]), "the texts are very long"
 
 
 def test_labels_that_come_together_and_those_that_need_a_look_are_named(inputs, products: Path, tmp_path: Path) -> None:

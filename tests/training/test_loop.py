@@ -77,6 +77,22 @@ def test_the_last_short_step_of_an_epoch_is_the_mean_over_what_it_holds(write_re
     assert again == pytest.approx(small, rel=1e-6)
 
 
+def test_weights_of_classes_make_the_loss_of_a_step_a_weighted_mean(write_recipe) -> None:
+    path = write_recipe(
+        model__lora_dropout=0.0, data__label_columns=["books"], model__problem_type="binary_classification"
+    )
+    one, cut = ["batch_size=32", "gradient_accumulation_steps=1"], ["batch_size=4", "gradient_accumulation_steps=8"]
+    weights, loss = one_step(path, [*one, "pos_weight={books: 4}"])
+    found, other = one_step(path, [*cut, "pos_weight={books: 4}"])
+    assert other == pytest.approx(loss, rel=1e-6)
+    for name, weight in weights.items():
+        assert torch.allclose(found[name], weight, rtol=0, atol=1e-6), name
+    _, plain = one_step(path, cut)
+    _, all_alike = one_step(path, [*cut, "pos_weight={books: 4, not_books: 4}"])
+    assert all_alike == pytest.approx(plain, rel=1e-6)
+    assert abs(loss - plain) > 1e-3
+
+
 def test_batches_that_a_thread_prepares_ahead_are_the_same(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_recipe(model__lora_dropout=0.3, train__max_steps=5, train__logging_steps=1)
 

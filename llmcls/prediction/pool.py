@@ -24,7 +24,6 @@ from llmcls.engine.accelerator import unwrapped
 from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.acquisition import candidates, doubt, spread
 from llmcls.evaluation.calibration import calibrated, load_calibration
-from llmcls.evaluation.scoring import CHUNK_ROWS
 from llmcls.evaluation.states import states_and_logits
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
 from llmcls.model.head import head_linear
@@ -35,6 +34,9 @@ from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.label_list import Suggestions, write_label_list
 
 log = logging.getLogger(__name__)
+
+# Probabilities that are looked at together.
+NUMBERS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,9 @@ def _choose(
         return calibrated(np.asarray(logits[rows]), calibration, labels)
 
     # In parts: with many labels, the probabilities of a large pool would fill the memory.
+    step = max(1, NUMBERS_AT_ONCE // len(labels.names))
     parts = [
-        doubt(probabilities(slice(first, first + CHUNK_ROWS)), thresholds, labels)
-        for first in range(0, len(logits), CHUNK_ROWS)
+        doubt(probabilities(slice(first, first + step)), thresholds, labels) for first in range(0, len(logits), step)
     ]
     amount = np.concatenate([part.amount for part in parts])
     about = np.concatenate([part.label for part in parts])

@@ -90,7 +90,10 @@ def dashboard_of(run: RunFolder, recipe: Recipe, labels: LabelSpace, metrics: di
     if source.predictions:
         found, true = source.predictions[0], source.predictions[0].true_marks(labels)
         cells = cells_of(found, labels)
-        bins = reliability(*(cells[::-1] if labels.multi_label else (found.probabilities, true)), labels.multi_label)
+        if labels.multi_label:
+            bins = reliability(cells[1], cells[0], multi_label=True)
+        else:
+            bins = reliability(found.probabilities, true, multi_label=False)
         columns = ["predicted probability", "observed frequency", "count"]
         tables["tables/calibration"] = Table(columns, [[b.predicted, b.observed, b.count] for b in bins])
         if labels.binary:

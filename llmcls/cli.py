@@ -34,6 +34,7 @@ COMMANDS = {
     "errors": ("After training", "Show mistakes of a run and probable errors in the data."),
     "thresholds": ("After training", "Tune the thresholds of a finished run again, without training."),
     "decide": ("After training", "Decide predictions again: abstain where unsure, or give sets of labels."),
+    "label": ("After training", "Which texts to label next: those that a run is unsure of, no two alike."),
     "reproduce": ("After training", "Start a finished run again, and say whether it comes out the same."),
     "report": ("After training", "Render report.html, the model card and the summary of finished runs again."),
     "export": ("After training", "Export a run as a folder that transformers loads, and prove that it agrees."),

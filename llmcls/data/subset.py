@@ -86,12 +86,12 @@ def nested_order(values: Values, labels: LabelSpace, seed: int) -> np.ndarray:
 
 
 def part_of(split: Split, rows: np.ndarray) -> Split:
-    """Some rows of a split with labels."""
+    """Some rows of a split."""
     return dataclasses.replace(
         split,
         tokens=SelectedTokens(split.tokens, rows),
         lengths=split.lengths[rows],
-        labels=split.known_labels[rows],
+        labels=None if split.labels is None else split.labels[rows],
         table=split.table.select(rows),
         digests=None if split.digests is None else split.digests[rows],
         numbers=numbers_of(split, rows),

@@ -14,6 +14,37 @@ from llmcls.evaluation.scoring import Reading, Scorer, read_chunks
 from llmcls.model.head import states_read_by
 
 
+def states_and_logits(
+    scorer: Scorer, split: Split, linear: nn.Linear, start: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The states of a split and its logits, from one pass, in chunks of rows. Collective.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    split : Split
+    linear : nn.Linear
+        The head of the scorer's model, from `llmcls.model.head.head_linear`.
+    start : int
+        The first row, a multiple of `CHUNK_ROWS`.
+
+    Yields
+    ------
+    first : int
+        The first row of the chunk.
+    numbers : float32 [rows, hidden + labels]
+        The states, as of `state_chunks`, and behind them the logits. The same on every rank.
+    """
+    with states_read_by(linear) as read:
+
+        def both(batch: Batch) -> torch.Tensor:
+            logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
+            return torch.cat([_of_rows(read[0], batch), logits.float()], dim=1)
+
+        width = linear.in_features + len(scorer.labels.names)
+        yield from read_chunks(scorer, split, Reading(width, both), start)
+
+
 def state_chunks(scorer: Scorer, split: Split, linear: nn.Linear) -> Iterator[tuple[int, np.ndarray]]:
     """The states of a split in chunks of rows, in order. Collective.
 
@@ -35,10 +66,7 @@ def state_chunks(scorer: Scorer, split: Split, linear: nn.Linear) -> Iterator[tu
 
         def states(batch: Batch) -> torch.Tensor:
             scorer.model(batch.input_ids, batch.lengths, batch.windows)
-            found = read[0].float()
-            if batch.windows is None:
-                return found
-            return torch.stack([windows.mean(0) for windows in found.split(batch.windows)])
+            return _of_rows(read[0], batch)
 
         yield from read_chunks(scorer, split, Reading(linear.in_features, states))
 
@@ -52,3 +80,11 @@ def collect_states(scorer: Scorer, split: Split, linear: nn.Linear) -> np.ndarra
         if kept is not None:
             kept[first : first + len(states)] = states
     return kept
+
+
+def _of_rows(read: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The states of rows from those of texts, float32 [rows, hidden]."""
+    found = read.float()
+    if batch.windows is None:
+        return found
+    return torch.stack([windows.mean(0) for windows in found.split(batch.windows)])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 
-def head_linear(model: nn.Module, labels: int) -> nn.Linear | None:
-    """The trained linear layer that makes the logits.
+def head_linear(model: nn.Module, labels: int, trained: bool = True) -> nn.Linear | None:
+    """The linear layer that makes the logits.
 
     Parameters
     ----------
@@ -19,6 +19,9 @@ def head_linear(model: nn.Module, labels: int) -> nn.Linear | None:
         A `Classifier`, maybe held by an engine.
     labels : int
         Outputs of the head.
+    trained : bool
+        Whether the model is one that trains, of which the head is the last layer that does. In a finished run no layer
+        trains, and the head is the last one with as many outputs.
 
     Returns
     -------
@@ -29,7 +32,9 @@ def head_linear(model: nn.Module, labels: int) -> nn.Linear | None:
     found = None
     for name, module in model.named_modules():
         # The query of attention pooling is a part of the head that makes no logits.
-        if isinstance(module, nn.Linear) and module.weight.requires_grad and not name.endswith(".attend"):
+        if not isinstance(module, nn.Linear) or name.endswith(".attend"):
+            continue
+        if module.weight.requires_grad if trained else module.out_features == labels:
             found = module
     return found if found is not None and found.out_features == labels else None
 

@@ -70,15 +70,11 @@ def predict_table(
     if start is None:
         log.info("%s was complete; only its end had been interrupted", output)
         return _read_metrics(output)
-    split = _tokenize(run, input_path, accelerator)
+    split = tokenize_input(run, input_path, accelerator)
     empty = rows_without_text(split)
     if len(empty):
         log.warning("%s: %d of %d texts are empty (%s)", input_path, len(empty), len(split), shown_rows(empty + 1))
-    placement = (accelerator.device, autocast_dtype(accelerator))
-    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
-    model = accelerator.prepare_model(classifier, evaluation_mode=True)
-    pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
-    scorer = make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
+    scorer = open_scorer(run, accelerator)
     thresholds = load_thresholds(run.folder.thresholds, run.labels.names)
     calibration = load_calibration(run.folder.calibration, len(run.labels.names))
     if start:
@@ -163,15 +159,41 @@ def signature(run: FinishedRun, input_path: str) -> str:
     return digest.hexdigest()
 
 
-def _tokenize(run: FinishedRun, input_path: str, accelerator: Accelerator) -> Split:
-    """The input, with labels if it has all label columns."""
+def open_scorer(run: FinishedRun, accelerator: Accelerator) -> Scorer:
+    """Load the model of a run, ready to score. Collective."""
+    placement = (accelerator.device, autocast_dtype(accelerator))
+    classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, *placement)
+    model = accelerator.prepare_model(classifier, evaluation_mode=True)
+    pad_token_id = load_tokenizer(run.recipe.model).pad_token_id
+    return make_scorer(accelerator, model, run.labels, pad_token_id, run.recipe)
+
+
+def tokenize_input(
+    run: FinishedRun, path: str, accelerator: Accelerator, option: str = "--input", with_labels: bool = True
+) -> Split:
+    """Read and tokenize a table with the settings of a run. Collective.
+
+    Parameters
+    ----------
+    run : FinishedRun
+    path : str
+    accelerator : Accelerator
+    option : str
+        The option that names the file, for error messages.
+    with_labels : bool
+        Whether to read the labels if the table has all label columns.
+
+    Returns
+    -------
+    Split
+    """
     if not sys.stderr.isatty() or not accelerator.is_main_process:
         datasets.disable_progress_bars()
     with first_process_first(accelerator, accelerator.is_local_main_process):
-        table = read_table(input_path, "--input", run.recipe.data, insist=False)
-        labelled = all(column in table.column_names for column in run.labels.columns)
+        table = read_table(path, option, run.recipe.data, insist=False)
+        labelled = with_labels and all(column in table.column_names for column in run.labels.columns)
         recipe, tokenizer = run.recipe, load_tokenizer(run.recipe.model)
         if recipe.data.id_column and recipe.data.id_column not in table.column_names:
-            log.warning("%s has no column %r; its rows are numbered from 0", input_path, recipe.data.id_column)
+            log.warning("%s has no column %r; its rows are numbered from 0", path, recipe.data.id_column)
             recipe = replace(recipe, data=replace(recipe.data, id_column=None))
-        return tokenize_split(table, "input", input_path, recipe, tokenizer, run.labels, labelled)
+        return tokenize_split(table, "input", path, recipe, tokenizer, run.labels, labelled)

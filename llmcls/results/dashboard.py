@@ -90,10 +90,8 @@ def dashboard_of(run: RunFolder, recipe: Recipe, labels: LabelSpace, metrics: di
     if source.predictions:
         found, true = source.predictions[0], source.predictions[0].true_marks(labels)
         cells = cells_of(found, labels)
-        if labels.multi_label:
-            bins = reliability(cells[1], cells[0], multi_label=True)
-        else:
-            bins = reliability(found.probabilities, true, multi_label=False)
+        marks, scores = cells if labels.multi_label else (true, found.probabilities)
+        bins = reliability(scores, marks, labels.multi_label)
         columns = ["predicted probability", "observed frequency", "count"]
         tables["tables/calibration"] = Table(columns, [[b.predicted, b.observed, b.count] for b in bins])
         if labels.binary:

@@ -66,7 +66,7 @@ def _write_csv(lines: Iterable[str], path: Path, labels: LabelSpace) -> None:
             if number == 0:
                 each = ["probabilities"] if labels.many else [f"probability_{name}" for name in labels.names]
                 writer.writerow([*_columns(row), *each])
-            cells = [row["id"], *(_joined(row[column], labels) for column in _columns(row)[1:])]
+            cells = [row["id"], *(joined(row[column], labels) for column in _columns(row)[1:])]
             found = row["probabilities"]
             if labels.many:
                 writer.writerow([*cells, json.dumps(found, ensure_ascii=False)])
@@ -105,8 +105,8 @@ def _columns(row: dict[str, Any]) -> list[str]:
     return ["id", "labels", *(name for name in ("unsure", "set", "true") if name in row)]
 
 
-def _joined(names: list[str], labels: LabelSpace) -> str:
-    """The labels of a row in one cell."""
+def joined(names: list[str], labels: LabelSpace) -> str:
+    """The labels of a row in one cell, separated by what no label contains."""
     if not labels.multi_label and len(names) < 2:
         # None, if the row is undecided.
         return "".join(names)

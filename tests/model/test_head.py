@@ -40,5 +40,7 @@ def test_of_an_encoder_it_is_the_last_layer_of_its_classification_head(config, a
     assert head_linear(model, 4) is None
 
 
-def test_a_frozen_head_is_none() -> None:
-    assert head_linear(BertForSequenceClassification(BertConfig(**SMALL)).requires_grad_(False), 3) is None
+def test_a_frozen_head_is_found_only_where_no_layer_trains() -> None:
+    model = BertForSequenceClassification(BertConfig(**SMALL)).requires_grad_(False)
+    assert head_linear(model, 3) is None
+    assert head_linear(model, 3, trained=False) is model.classifier

@@ -209,7 +209,7 @@ def main() -> None:
         f"{many['difference']:.1e}.",
     ]
     print("\n".join(lines))
-    if not a.keep:
+    if (a.rows, a.labels) == (50_000, 13_330):
         write_section("Many labels", lines)
 
 

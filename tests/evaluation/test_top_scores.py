@@ -67,6 +67,8 @@ def test_a_run_with_many_labels_measures_what_the_dense_path_measures(
     predict("--run", run, "--input", products / "test.csv", "--output", output)
     assert_same_predictions(output, run / "predictions_test.jsonl")
     assert_same_metrics(read_json(tmp_path / "p.metrics.json"), found["test"])
+    predict("--run", run, "--text", "a novel", "--output", tmp_path / "text.jsonl")
+    assert len(read_lines(tmp_path / "text.jsonl")[0]["probabilities"]) == 6
     errors(["--run", str(run)])
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "band-table" in report

@@ -24,7 +24,6 @@ from llmcls.engine.accelerator import unwrapped
 from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.acquisition import candidates, doubt, spread
 from llmcls.evaluation.calibration import calibrated, load_calibration
-from llmcls.evaluation.scoring import CHUNK_ROWS
 from llmcls.evaluation.states import states_and_logits
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
 from llmcls.model.head import head_linear
@@ -33,8 +32,12 @@ from llmcls.prediction.stored_rows import StoredRows
 from llmcls.recipe.schema import SPLIT_KEYS
 from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.label_list import Suggestions, write_label_list
+from llmcls.results.saved_labels import require_few
 
 log = logging.getLogger(__name__)
+
+# Probabilities that are looked at together.
+NUMBERS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def list_texts_to_label(run: FinishedRun, order: Order, accelerator: Accelerator
     UserError
         If the pool cannot be read, or every text of it has a label.
     """
+    require_few(run.labels, "llmcls label")
     whole = tokenize_input(run, order.pool, accelerator, "--pool", with_labels=False)
     table = read_table(order.pool, "--pool", run.recipe.data, insist=False)
     open_rows, left_out = on_main(accelerator, lambda: _without_label(run, order, whole, table))
@@ -183,9 +187,9 @@ def _choose(
         return calibrated(np.asarray(logits[rows]), calibration, labels)
 
     # In parts: with many labels, the probabilities of a large pool would fill the memory.
+    step = max(1, NUMBERS_AT_ONCE // len(labels.names))
     parts = [
-        doubt(probabilities(slice(first, first + CHUNK_ROWS)), thresholds, labels)
-        for first in range(0, len(logits), CHUNK_ROWS)
+        doubt(probabilities(slice(first, first + step)), thresholds, labels) for first in range(0, len(logits), step)
     ]
     amount = np.concatenate([part.amount for part in parts])
     about = np.concatenate([part.label for part in parts])

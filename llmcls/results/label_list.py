@@ -89,7 +89,7 @@ def suggested_cell(marks: np.ndarray, labels: LabelSpace) -> str:
     '1'
     """
     names = [labels.names[label] for label in marks]
-    if labels.binary and labels.class_values is None:
+    if labels.binary and labels.class_values is None and len(labels.columns) == 1:
         return str(int(marks[0]))
     if labels.lists:
         return json.dumps(names, ensure_ascii=False)
@@ -97,7 +97,7 @@ def suggested_cell(marks: np.ndarray, labels: LabelSpace) -> str:
         return labels.separator.join(names)
     if labels.multi_label and labels.names == labels.columns and len(labels.names) == 1:
         return str(len(names))
-    # Columns of 0 and 1 have no cell for all labels.
+    # Where each label has a column, no cell has them all.
     return joined(names, labels)
 
 

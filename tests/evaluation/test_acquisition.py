@@ -12,6 +12,11 @@ BINARY = LabelSpace(["not_spam", "spam"], ["spam"], "binary_classification")
 TOPICS = LabelSpace(["a", "b", "c"], ["a", "b", "c"], "multi_label_classification")
 
 
+def entropy(p: float) -> float:
+    """In bits."""
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+
+
 def test_of_classes_the_two_most_probable_ones_tell_how_unsure_a_text_is() -> None:
     found = doubt(np.array([[0.5, 0.1, 0.4], [0.0, 1.0, 0.0], [0.2, 0.4, 0.4]]), fixed_thresholds(3), CLASSES)
     assert found.amount == pytest.approx([0.9, 0.0, 1.0])
@@ -20,14 +25,15 @@ def test_of_classes_the_two_most_probable_ones_tell_how_unsure_a_text_is() -> No
 
 def test_the_threshold_of_a_binary_run_is_where_it_is_unsure() -> None:
     found = doubt(np.array([[0.8, 0.2], [0.5, 0.5], [0.9, 0.1]]), Thresholds("global", [0.2, 0.2]), BINARY)
-    assert found.amount == pytest.approx([1.0, 0.625, 0.5])
+    # Odds of 4 and of 4 / 9 against those of the threshold.
+    assert found.amount == pytest.approx([1.0, entropy(4 / 5), entropy(4 / 13)])
     assert found.label.tolist() == [0, 0, 1]
 
 
-def test_a_label_far_from_its_own_threshold_is_not_in_doubt() -> None:
+def test_the_doubt_of_labels_adds_up_and_is_largest_at_their_thresholds() -> None:
     thresholds = Thresholds("per_class", [0.5, 0.1, 1.5])
-    found = doubt(np.array([[0.5, 0.0, 0.0], [0.9, 0.1, 0.0], [0.1, 1.0, 0.3]]), thresholds, TOPICS)
-    assert found.amount == pytest.approx([1.0, 1.0, 0.2])
+    found = doubt(np.array([[0.5, 0.0, 0.0], [0.9, 0.1, 0.0], [0.0, 1.0, 0.3]]), thresholds, TOPICS)
+    assert found.amount == pytest.approx([1.0, 1.0 + entropy(0.9), 0.0], abs=1e-5)
     assert found.label[:2].tolist() == [0, 1]
 
 

@@ -65,7 +65,8 @@ def test_the_list_has_unsure_texts_without_a_label_as_the_run_predicts_them(
 def test_an_interrupted_pass_resumes_and_chooses_the_same(
     trained_once: Experiment, tmp_path: Path, texts: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (scoring, stored_rows, pool):
+    monkeypatch.setattr(pool, "NUMBERS_AT_ONCE", 70)
+    for module in (scoring, stored_rows):
         monkeypatch.setattr(module, "CHUNK_ROWS", 16)
     arguments = ["--run", trained_once.runs[0], "--pool", path_without_labels(tmp_path, texts), "--rows", 5, "--out"]
     label(*arguments, tmp_path / "whole.csv")

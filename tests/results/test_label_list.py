@@ -50,6 +50,11 @@ def test_columns_of_0_and_1_are_empty_and_the_suggestion_names_the_labels(tmp_pa
     assert (second["suggested"], second["suggested_probability"]) == ("", "")
 
 
+def test_the_suggestion_for_classes_with_a_column_each_is_the_name_of_one() -> None:
+    labels = LabelSpace(["no", "yes"], ["no", "yes"], "binary_classification")
+    assert suggested_cell(np.array([1]), labels) == "yes"
+
+
 @pytest.mark.parametrize(
     "labels",
     [

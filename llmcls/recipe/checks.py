@@ -68,6 +68,11 @@ def check_for_labels(recipe: Recipe, count: int, many: bool) -> None:
         )
     if not many:
         return
+    if recipe.data.soft_labels:
+        raise recipe.error(
+            "data.soft_labels",
+            f"is true, but a probability for each of {count:,} labels does not fit into memory; set it to false",
+        )
     if metric in WHOLE_METRICS:
         raise recipe.error(
             "train.metric_for_best_model",

@@ -13,6 +13,7 @@ from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.soft_labels import harden, read_hard_labels, read_soft_labels
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baselines import read_splits
+from llmcls.recipe.checks import check_for_labels
 from llmcls.recipe.load import load_recipe
 from llmcls.training.inputs import load_inputs
 from tests.helpers import TOPICS, read_rows, write_csv
@@ -142,6 +143,13 @@ def test_what_makes_no_sense_with_probabilities_is_refused(write_recipe, changes
     with pytest.raises(UserError, match=sentence):
         load_recipe(write_recipe(**{"data__soft_labels": True} | changes))
     load_recipe(write_recipe(**{"data__soft_labels": True, "train__loss": "focal", "model__problem_type": MULTI}))
+
+
+def test_probabilities_of_thousands_of_labels_are_refused(write_recipe) -> None:
+    recipe = load_recipe(write_recipe(data__soft_labels=True))
+    check_for_labels(recipe, 10, many=False)
+    with pytest.raises(UserError, match=r"data\.soft_labels is true, but a probability for each of 13,330 labels"):
+        check_for_labels(recipe, 13_330, many=True)
 
 
 def test_only_training_sees_probabilities(write_recipe, products: Path, tmp_path: Path) -> None:

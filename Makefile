@@ -16,6 +16,7 @@ bench: setup
 	.venv/bin/python bench/serve.py
 	.venv/bin/python bench/stream.py
 	.venv/bin/python bench/scale.py
+	.venv/bin/python bench/many_labels.py
 	.venv/bin/python bench/gpu.py
 	.venv/bin/python bench/trace.py
 	.venv/bin/python bench/safety.py

@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", choices=sorted(SOURCES), help="the dataset; hub: any dataset, by its columns")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--top", type=int, help="keep the most frequent labels (amazoncat-13k and reuters: 10)")
+    parser.add_argument(
+        "--all-labels", action="store_true", help="one column with all labels, as thousands of them need"
+    )
     parser.add_argument("--keep-unlabelled", action="store_true", help="keep rows that have none of the kept labels")
     parser.add_argument("--validation", type=float, default=0.1, help="share of training rows, without a given split")
     parser.add_argument("--limit", type=int, help="maximum number of rows per split, drawn at random")
@@ -34,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("top", "limit"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             raise UserError(f"--{name} is {getattr(a, name)}; it must be at least 1")
-    options = Options(Path(a.out), a.top, a.keep_unlabelled, a.validation, a.seed, a.limit, a.source, a.text, a.label)
+    options = Options(
+        Path(a.out), a.top, a.keep_unlabelled, a.validation, a.seed, a.limit, a.source, a.text, a.label, a.all_labels
+    )
     for line in write(SOURCES[a.name](options), options):
         print(line)
 

@@ -58,10 +58,12 @@ def main(argv: list[str] | None = None) -> None:
 def _changes(run: FinishedRun, retuned: Retuned) -> list[str]:
     """The thresholds of each label, the rule, and the metrics of each split, before and after."""
     old, new = retuned.before, retuned.after
-    width = max(5, *(len(name) for name in run.labels.names))
+    # Many labels have one threshold for all.
+    named = ["all labels"] if run.labels.many else run.labels.names
+    width = max(5, *(len(name) for name in named))
     lines = [f"  {'label':{width}}  before   after"]
     stored = [f"{value:.4f}" for value in old.values] if old else ["-".rjust(6)] * len(new.values)
-    for name, before_it, value in zip(run.labels.names, stored, new.values, strict=True):
+    for name, before_it, value in zip(named, stored[: len(named)], new.values[: len(named)], strict=True):
         lines.append(f"  {name:{width}}  {before_it}  {value:.4f}")
     lines.append(
         f"rule        {_rule(old) if old else 'unknown'} -> {_rule(new)}{f' ({new.reason})' if new.reason else ''}"

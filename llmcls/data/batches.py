@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llmcls.data.marks import dense_rows
 from llmcls.data.micro_batches import balanced_bins, even_runs
 from llmcls.data.splits import Split
 from llmcls.recipe.schema import Recipe
@@ -85,7 +86,7 @@ class Batch:
     lengths : list of int
         Tokens of each text.
     labels : float32 [rows, labels] or int64 [rows], optional
-        As in a `Split`: its probabilities if it has some.
+        As in a `Split`: its probabilities if it has some. Always dense.
     rows : int64 [rows]
         Row indices in the split.
     windows : list of int, optional
@@ -327,5 +328,5 @@ def collate(split: Split, rows: np.ndarray, pad_token_id: int, packed: bool = Fa
     values = split.labels if split.soft is None else split.soft
     if values is not None:
         # An empty batch takes the labels of row 0; its loss has weight zero.
-        labels = torch.from_numpy(values[rows if len(rows) else np.zeros(1, dtype=np.int64)])
+        labels = torch.from_numpy(dense_rows(values, rows if len(rows) else np.zeros(1, dtype=np.int64)))
     return Batch(torch.from_numpy(input_ids), lengths, labels, rows, windows)

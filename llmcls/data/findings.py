@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from llmcls.data.labels import LabelSpace
+from llmcls.data.marks import differing_rows, labels_per_row
 from llmcls.data.splits import Split, numbers_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def rows_without_text(split: Split) -> np.ndarray:
 
 def rows_without_label(split: Split, labels: LabelSpace) -> np.ndarray:
     """The rows of a multi-label split that have no label, int64; in other tasks every row has one."""
-    return np.flatnonzero(~split.known_labels.any(axis=1)) if labels.multi_label else np.empty(0, np.int64)
+    return np.flatnonzero(labels_per_row(split.known_labels) == 0) if labels.multi_label else np.empty(0, np.int64)
 
 
 def repeated_rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -48,9 +49,7 @@ def repeated_rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
     _, first, group = np.unique(split.known_digests, return_index=True, return_inverse=True)
     earlier = first[group]
     repeated = np.flatnonzero((earlier != np.arange(len(split))) & (split.known_digests != 0))
-    values = split.known_labels
-    differs = values[repeated] != values[earlier[repeated]]
-    return repeated, repeated[differs.any(axis=1) if differs.ndim == 2 else differs]
+    return repeated, repeated[differing_rows(split.known_labels, repeated, earlier[repeated])]
 
 
 def rows_in_training(split: Split, train: Split) -> np.ndarray:

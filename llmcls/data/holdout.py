@@ -7,14 +7,15 @@ from scipy import sparse
 
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import whole_texts
-from llmcls.data.labels import LabelSpace, label_space
+from llmcls.data.labels import LabelSpace, label_space, values_of
+from llmcls.data.marks import Values, sparse_marks
 from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.splits import text_digest
 from llmcls.data.tables import read_table
 from llmcls.recipe.schema import DataSection, Recipe
 
 
-def held_out_rows(values: np.ndarray, digests: np.ndarray, labels: LabelSpace, data: DataSection) -> np.ndarray | None:
+def held_out_rows(values: Values, digests: np.ndarray, labels: LabelSpace, data: DataSection) -> np.ndarray | None:
     """The rows of the training file that are validation rows, in its order; None if the recipe holds none out.
 
     They depend on the labels and the texts of the file and on ``data.validation_split_seed``, and on nothing else, so
@@ -22,7 +23,7 @@ def held_out_rows(values: np.ndarray, digests: np.ndarray, labels: LabelSpace, d
 
     Parameters
     ----------
-    values : float32 [rows, labels] or int64 [rows]
+    values : float32 [rows, labels], int64 [rows], or sparse [rows, labels]
         Label values of all rows.
     digests : int64 [rows]
         The `text_digest` of all rows. Rows with the same text stay together.
@@ -48,7 +49,7 @@ def held_out_rows(values: np.ndarray, digests: np.ndarray, labels: LabelSpace, d
     rows = np.flatnonzero(held[group])
     if len(rows) == 0:
         raise UserError(
-            f"data.validation_split is {data.validation_split:g}, which is no row of the {len(values)} of "
+            f"data.validation_split is {data.validation_split:g}, which is no row of the {values.shape[0]} of "
             f"{data.train_csv}; raise it, or name a validation file with data.val_csv"
         )
     return rows
@@ -116,7 +117,7 @@ def rows_of_split(recipe: Recipe, split: str, labels: LabelSpace | None = None) 
     labels = labels or label_space(recipe, table)
     cells = {column: table[column][:] for column in labels.columns}
     found = read_hard_labels(cells, list(range(len(table))), labels, data.train_csv, data)
-    values = np.array(found, np.float32 if labels.multi_label else np.int64)
+    values = values_of(found, labels)
     digests = np.array([text_digest(text) for text in whole_texts(table, data)], np.int64)
     held = held_out_rows(values, digests, labels, data)
     return held if split == "validation" or held is None else kept_rows(held, len(table))
@@ -125,20 +126,3 @@ def rows_of_split(recipe: Recipe, split: str, labels: LabelSpace | None = None) 
 def kept_rows(held: np.ndarray, count: int) -> np.ndarray:
     """The rows of a file of ``count`` rows that are not held out, int64, in its order."""
     return np.setdiff1d(np.arange(count), held)
-
-
-def sparse_marks(values: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Label values as marks without the zeros, so that many labels need little memory.
-
-    Parameters
-    ----------
-    values : float32 [rows, labels] or int64 [rows]
-    count : int
-        Number of labels.
-
-    Returns
-    -------
-    int64 sparse [rows, labels]
-    """
-    rows, columns = np.nonzero(values) if values.ndim == 2 else (np.arange(len(values)), values)
-    return sparse.csr_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape=(len(values), count))

@@ -29,6 +29,7 @@ from llmcls.data.label_mismatch import (
     require_single,
     require_truth,
 )
+from llmcls.data.marks import Values, are_many, from_lists, multi_hot_of_lists
 from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import Recipe
 
@@ -73,6 +74,11 @@ class LabelSpace:
         """Whether a row has one of two classes, of which the second is the positive one."""
         return self.problem_type == "binary_classification"
 
+    @property
+    def many(self) -> bool:
+        """Whether marks are sparse and evaluation keeps the most probable labels of a row: see `llmcls.data.marks`."""
+        return self.multi_label and are_many(len(self.names))
+
     def ancestors(self) -> list[list[int]]:
         """For each label, the indices of the labels that it implies.
 
@@ -113,12 +119,12 @@ def add_ancestors(marks: np.ndarray, labels: LabelSpace) -> np.ndarray:
     return with_ancestors
 
 
-def count_positives(values: np.ndarray, labels: LabelSpace) -> np.ndarray:
+def count_positives(values: Values, labels: LabelSpace) -> np.ndarray:
     """Count the rows that have each label.
 
     Parameters
     ----------
-    values : float32 [rows, labels] or int64 [rows]
+    values : float32 [rows, labels], int64 [rows], or sparse [rows, labels]
         Label values as in a `Split`.
     labels : LabelSpace
 
@@ -127,7 +133,7 @@ def count_positives(values: np.ndarray, labels: LabelSpace) -> np.ndarray:
     int64 [labels]
     """
     if labels.multi_label:
-        return values.sum(0).astype(np.int64)
+        return np.asarray(values.sum(0)).ravel().astype(np.int64)
     return np.bincount(values, minlength=len(labels.names))
 
 
@@ -137,7 +143,7 @@ def multi_hot(values: np.ndarray, count: int) -> np.ndarray:
     Parameters
     ----------
     values : float32 [rows, labels] or int64 [rows]
-        0/1 marks, or class indices.
+        0/1 marks, or class indices. Sparse marks stay sparse.
     count : int
         Number of labels.
 
@@ -154,30 +160,11 @@ def multi_hot(values: np.ndarray, count: int) -> np.ndarray:
     return values.astype(bool) if values.ndim == 2 else np.arange(count) == values[:, None]
 
 
-def multi_hot_of_lists(numbers: list[list[int]], count: int) -> np.ndarray:
-    """Lists of label indices as one mark per label.
-
-    Parameters
-    ----------
-    numbers : list of list of int
-        The label indices of each row, which can be empty.
-    count : int
-        Number of labels.
-
-    Returns
-    -------
-    bool [rows, labels]
-
-    Examples
-    --------
-    >>> multi_hot_of_lists([[0, 2], []], 3)
-    array([[ True, False,  True],
-           [False, False, False]])
-    """
-    marks = np.zeros((len(numbers), count), dtype=bool)
-    for row, chosen in enumerate(numbers):
-        marks[row, chosen] = True
-    return marks
+def values_of(found: list[Any], labels: LabelSpace) -> Values:
+    """What `read_labels` found, as the label values of a `Split`."""
+    if labels.many:
+        return from_lists(found, len(labels.names))
+    return np.array(found, np.float32 if labels.multi_label else np.int64)
 
 
 def label_space(recipe: Recipe, train_table: datasets.Dataset) -> LabelSpace:
@@ -286,7 +273,8 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
     Returns
     -------
     list
-        Multi-label: a list of 0.0 and 1.0 per row, with ancestors marked. Otherwise: a class index per row.
+        Multi-label: a list of 0.0 and 1.0 per row, with ancestors marked; with many labels, a list of label indices.
+        Otherwise: a class index per row. `values_of` makes an array of them.
 
     Raises
     ------
@@ -317,23 +305,31 @@ def read_labels(batch: dict[str, list[Any]], rows: list[int], labels: LabelSpace
         columns.append(values)
     if not labels.multi_label:
         return [int(v) for v in columns[0]]
-    marks = np.array(columns, dtype=np.float32).T
-    return add_ancestors(marks, labels).tolist() if labels.hierarchy else marks.tolist()
+    numbers = [[label for label, value in enumerate(row) if value] for row in zip(*columns, strict=True)]
+    return _marked(numbers, labels)
 
 
-def _read_delimited(cells: list[Any], rows: list[int], labels: LabelSpace, path: str) -> list[list[float]]:
+def _read_delimited(cells: list[Any], rows: list[int], labels: LabelSpace, path: str) -> list[Any]:
     """Read a column that contains all labels of a row."""
     index = {name: i for i, name in enumerate(labels.names)}
-    marks = np.zeros((len(cells), len(labels.names)), dtype=np.float32)
-    for i, (row, cell) in enumerate(zip(rows, cells, strict=True)):
+    numbers: list[list[int]] = []
+    for row, cell in zip(rows, cells, strict=True):
+        numbers.append([])
         for name in names_in(cell_text(cell), labels):
             if name not in index:
                 raise UserError(
                     f"{path}, row {row + 1}, column {labels.columns[0]!r}: the label {name!r} is not in the training "
                     "file, so it cannot be learned; remove it from this row or add training rows with it"
                 )
-            marks[i, index[name]] = 1.0
-    return add_ancestors(marks, labels).tolist()
+            numbers[-1].append(index[name])
+    return _marked(numbers, labels)
+
+
+def _marked(numbers: list[list[int]], labels: LabelSpace) -> list[Any]:
+    """The labels of each row with their ancestors: as indices where there are many, else as marks."""
+    ancestors = labels.ancestors()
+    whole = [sorted({*row, *(a for label in row for a in ancestors[label])}) for row in numbers]
+    return whole if labels.many else multi_hot_of_lists(whole, len(labels.names)).astype(np.float32).tolist()
 
 
 def names_in(cell: str, labels: LabelSpace) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from llmcls.common.user_error import UserError
 from llmcls.data.encoding import encode, join_text_fields
 from llmcls.data.labels import LabelSpace, count_positives, read_labels
+from llmcls.data.marks import Values, from_offsets
 from llmcls.data.soft_labels import harden, read_soft_labels
 from llmcls.data.tables import cell_text, column_texts, require_columns
 from llmcls.recipe.schema import DataSection, Recipe
@@ -44,7 +45,8 @@ class Split:
     lengths : int32 [rows]
         Tokens per row, at least 1.
     labels : float32 [rows, labels] or int64 [rows], optional
-        Multi-label: 0/1 marks. Otherwise: class indices. None if the file has no labels.
+        Multi-label: 0/1 marks, sparse with many labels (see `llmcls.data.marks`). Otherwise: class indices. None if
+        the file has no labels.
     table : datasets.Dataset
         The column "id" as text, memory-mapped.
     window : int, optional
@@ -61,7 +63,7 @@ class Split:
     path: str
     tokens: TokenStore | SelectedTokens | Sequence[np.ndarray]
     lengths: np.ndarray
-    labels: np.ndarray | None
+    labels: Values | None
     table: datasets.Dataset
     window: int | None = None
     digests: np.ndarray | None = None
@@ -72,7 +74,7 @@ class Split:
         return len(self.lengths)
 
     @property
-    def known_labels(self) -> np.ndarray:
+    def known_labels(self) -> Values:
         """The label values of a split that has labels.
 
         Raises
@@ -197,7 +199,8 @@ def tokenize_split(
     features["digest"] = datasets.Value("int64")
     if labelled:
         marks = datasets.List(datasets.Value("float32"), length=len(labels.names))
-        features["labels"] = marks if labels.multi_label else datasets.Value("int64")
+        numbers = datasets.List(datasets.Value("int32"))
+        features["labels"] = (numbers if labels.many else marks) if labels.multi_label else datasets.Value("int64")
         features |= {"soft": marks} if data.soft_labels else {}
     encoded = table.map(
         read_batch,
@@ -211,7 +214,7 @@ def tokenize_split(
         desc=f"tokenizing {name}",
     )
     store = TokenStore(encoded.data.column("input_ids"))
-    values = _array(encoded, "labels") if labelled else None
+    values = _values(encoded, labels) if labelled else None
     soft = _array(encoded, "soft") if labelled and data.soft_labels else None
     window = data.max_length if data.truncation == "windows" else None
     digests = encoded.data.column("digest").to_numpy()
@@ -224,6 +227,15 @@ def _array(table: datasets.Dataset, name: str) -> np.ndarray:
     if not pa.types.is_fixed_size_list(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size))
+
+
+def _values(table: datasets.Dataset, labels: LabelSpace) -> Values:
+    """The label values of a tokenized table."""
+    if not labels.many:
+        return _array(table, "labels")
+    column = table.data.column("labels").combine_chunks()
+    offsets = column.offsets.to_numpy()
+    return from_offsets(offsets - offsets[0], column.flatten().to_numpy(), len(labels.names))
 
 
 def text_digest(text: str) -> int:
@@ -284,9 +296,17 @@ def warn_about_split(split: Split, labels: LabelSpace, max_length: int) -> None:
     )  # fmt: skip
     if split.name != "train" or split.labels is None:
         return
-    for name, count in zip(labels.names, count_positives(split.labels, labels), strict=True):
-        if count == 0:
-            log.warning("%s: label %r has no positive row, so it cannot be learned", split.path, name)
+    missing = [n for n, count in zip(labels.names, count_positives(split.labels, labels), strict=True) if count == 0]
+    if labels.many and missing:
+        log.warning(
+            "%s: %d labels have no positive row, so they cannot be learned (%r, ...)",
+            split.path,
+            len(missing),
+            missing[0],
+        )
+        return
+    for name in missing:
+        log.warning("%s: label %r has no positive row, so it cannot be learned", split.path, name)
 
 
 def _check_unique_ids(table: datasets.Dataset, column: str, path: str) -> None:
@@ -322,6 +342,7 @@ def _cache_key(table: datasets.Dataset, data: DataSection, tokenizer: Any, label
     parts = [
         _CACHE_VERSION, table._fingerprint, data.id_column, data.text_columns(), data.text_separator,
         data.max_length, data.truncation, data.window_overlap, data.max_windows, data.prompt, data.label_descriptions,
-        rules, dataclasses.asdict(labels), labelled, *(["soft"] if data.soft_labels else []),
+        rules, dataclasses.asdict(labels), labelled, *(["sparse"] if labels.many else []),
+        *(["soft"] if data.soft_labels else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -11,16 +11,17 @@ import numpy as np
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, multi_hot
+from llmcls.data.marks import Values, rarest_labels
 from llmcls.data.splits import SelectedTokens, Split, numbers_of
 from llmcls.recipe.schema import DataSection
 
 
-def chosen_rows(values: np.ndarray, labels: LabelSpace, data: DataSection) -> np.ndarray | None:
+def chosen_rows(values: Values, labels: LabelSpace, data: DataSection) -> np.ndarray | None:
     """The training rows that a recipe uses, in the order of the file; None if it uses all.
 
     Parameters
     ----------
-    values : float32 [rows, labels] or int64 [rows]
+    values : float32 [rows, labels], int64 [rows], or sparse [rows, labels]
         Label values of all training rows.
     labels : LabelSpace
     data : DataSection
@@ -36,16 +37,16 @@ def chosen_rows(values: np.ndarray, labels: LabelSpace, data: DataSection) -> np
     """
     if data.train_rows is None:
         return None
-    if data.train_rows > len(values):
+    if data.train_rows > values.shape[0]:
         raise UserError(
-            f"data.train_rows is {data.train_rows}, but {data.train_csv} has {len(values)} rows; "
+            f"data.train_rows is {data.train_rows}, but {data.train_csv} has {values.shape[0]} rows; "
             "give a smaller number, or leave it out to use all"
         )
     chosen: np.ndarray = np.sort(nested_order(values, labels, data.train_rows_seed)[: data.train_rows])
     return chosen
 
 
-def nested_order(values: np.ndarray, labels: LabelSpace, seed: int) -> np.ndarray:
+def nested_order(values: Values, labels: LabelSpace, seed: int) -> np.ndarray:
     """An order of rows of which every beginning is a stratified sample.
 
     It begins with one row for each label, the most frequent one first; then each label gets its share. A row with
@@ -53,7 +54,7 @@ def nested_order(values: np.ndarray, labels: LabelSpace, seed: int) -> np.ndarra
 
     Parameters
     ----------
-    values : float32 [rows, labels] or int64 [rows]
+    values : float32 [rows, labels], int64 [rows], or sparse [rows, labels]
     labels : LabelSpace
     seed : int
 
@@ -69,10 +70,13 @@ def nested_order(values: np.ndarray, labels: LabelSpace, seed: int) -> np.ndarra
     [0, 1, 0, 0, 0, 0, 1, 0]
     """
     rng = np.random.default_rng(seed)
-    marks = multi_hot(values, len(labels.names))
-    rarity = np.where(marks, marks.sum(axis=0), len(marks) + 1)
-    strata = np.where(marks.any(axis=1), rarity.argmin(axis=1), len(labels.names))
-    position = np.empty(len(marks))
+    if labels.many:
+        strata = rarest_labels(values)
+    else:
+        marks = multi_hot(values, len(labels.names))
+        rarity = np.where(marks, marks.sum(axis=0), len(marks) + 1)
+        strata = np.where(marks.any(axis=1), rarity.argmin(axis=1), len(labels.names))
+    position = np.empty(len(strata))
     for stratum in np.unique(strata):
         members = rng.permutation(np.flatnonzero(strata == stratum))
         # Evenly over the order, from a random start; the first row comes before all that are not a first one.

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from llmcls.common.files import replacing, write_json
+from llmcls.common.user_error import UserError
+from llmcls.data.label_cells import SEPARATORS
 
 Row = dict[str, Any]
 
@@ -41,6 +43,8 @@ class Options:
         Text columns of a hub dataset.
     label : str, optional
         Label column of a hub dataset.
+    all_labels : bool
+        Whether one column holds all labels of a row, in place of a 0/1 column for each label.
     """
 
     out: Path
@@ -52,6 +56,7 @@ class Options:
     source: str | None = None
     text: list[str] = field(default_factory=list)
     label: str | None = None
+    all_labels: bool = False
 
 
 @dataclass
@@ -129,29 +134,45 @@ def write(prepared: Prepared, options: Options) -> list[str]:
     -------
     list of str
         Lines that describe the files, and the ``label_columns`` line of a recipe.
+
+    Raises
+    ------
+    UserError
+        If one column is to hold all labels, and each text has one class.
     """
-    splits, columns = prepared.splits, column_names(prepared.names)
+    if options.all_labels and prepared.single:
+        raise UserError("--all-labels is for texts with any number of labels; this data set has one class per text")
+    splits = prepared.splits
     rng = np.random.default_rng(options.seed)
     if "validation" not in splits:
         rows = splits["train"]
         held_out = np.zeros(len(rows), dtype=bool)
         held_out[rng.permutation(len(rows))[: max(1, round(options.validation * len(rows)))]] = True
         splits["validation"], splits["train"] = rows.select(held_out), rows.select(~held_out)
-    lines = []
+    lines: list[str] = []
     for split in ("train", "validation", "test"):
-        if split not in splits:
-            continue
-        rows = splits[split]
-        if options.limit and len(rows) > options.limit:
-            rows = rows.select(np.sort(rng.choice(len(rows), options.limit, replace=False)))
-        splits[split] = rows
-        path = options.out / f"{split}{prepared.suffix}.csv"
-        _write_csv(path, rows, prepared, columns)
-        lines.append(f"{path}: {len(rows)} rows")
+        if split in splits and options.limit and len(splits[split]) > options.limit:
+            chosen = rng.choice(len(splits[split]), options.limit, replace=False)
+            splits[split] = splits[split].select(np.sort(chosen))
     train_rows = splits["train"]
     counts = Counter(name for i in train_rows.chosen for name in train_rows.labels[i])
+    separator = None
+    if options.all_labels:
+        # A label without a training row cannot be learned, and a recipe would refuse it in the other files.
+        prepared.names = [name for name in prepared.names if counts[name]]
+        separator = next(s for s in SEPARATORS if not any(s in name for name in prepared.names))
+        columns = dict.fromkeys(prepared.names, "labels")
+    else:
+        columns = column_names(prepared.names)
+    for split in ("train", "validation", "test"):
+        if split in splits:
+            path = options.out / f"{split}{prepared.suffix}.csv"
+            _write_csv(path, splits[split], prepared, columns, separator)
+            lines.append(f"{path}: {len(splits[split])} rows")
     mapping = [{"name": n, "column": columns[n], "train_rows": counts[n]} for n in prepared.names]
     write_json(options.out / "label_mapping.json", {"single_label": prepared.single, "labels": mapping})
+    if separator is not None:
+        return [*lines, f"{len(prepared.names)} labels", "label_columns: [labels]", f'label_separator: "{separator}"']
     label_columns = "label" if prepared.single else ", ".join(columns[n] for n in prepared.names)
     return [*lines, f"label_columns: [{label_columns}]"]
 
@@ -174,15 +195,15 @@ def column_names(names: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def keep_top(prepared: Prepared, top: int, options: Options) -> Prepared:
+def keep_top(prepared: Prepared, top: int | None, options: Options) -> Prepared:
     """Keep the most frequent labels of the training split, and the rows that have at least one of them.
 
     Parameters
     ----------
     prepared : Prepared
         Changed in place.
-    top : int
-        Number of labels to keep. They are ordered by frequency.
+    top : int, optional
+        Number of labels to keep; None for all. They are ordered by frequency.
     options : Options
         With ``keep_unlabelled``, all rows are kept.
 
@@ -203,12 +224,18 @@ def keep_top(prepared: Prepared, top: int, options: Options) -> Prepared:
     return prepared
 
 
-def _write_csv(path: Path, rows: Rows, prepared: Prepared, columns: dict[str, str]) -> None:
-    labels = ["label"] if prepared.single else [columns[n] for n in prepared.names]
+def _write_csv(path: Path, rows: Rows, prepared: Prepared, columns: dict[str, str], separator: str | None) -> None:
+    """Write a split; with a separator, one column holds all labels."""
+    labels = ["label"] if prepared.single else list(dict.fromkeys(columns[n] for n in prepared.names))
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uid", *prepared.text_columns, *labels])
         for row, names in rows:
-            # A row without any of the kept labels has an empty class.
-            cells = names[:1] or [""] if prepared.single else [int(name in names) for name in prepared.names]
+            if separator is not None:
+                cells: list[Any] = [separator.join(name for name in names if name in columns)]
+            elif prepared.single:
+                # A row without any of the kept labels has an empty class.
+                cells = names[:1] or [""]
+            else:
+                cells = [int(name in names) for name in prepared.names]
             writer.writerow([row["uid"], *(row[c] for c in prepared.text_columns), *cells])

@@ -59,8 +59,8 @@ def amazoncat(options: Options) -> Prepared:
         rows = fetch(source, None, split)
         indices = rows.select_columns(["target_ind"])[:]["target_ind"]
         splits[split] = all_rows(rows, make, [[names[i] for i in row] for row in indices])
-    top = options.top or 10
-    prepared = Prepared(splits, ["text"], [], suffix=f"_top{top}")
+    top = options.top or (None if options.all_labels else 10)
+    prepared = Prepared(splits, ["text"], [], suffix=f"_top{top}" if top else "_all")
     return keep_top(prepared, top, options)
 
 
@@ -124,7 +124,8 @@ def reuters(options: Options) -> Prepared:
             f"{source} has no training or no test documents of the ModApte split; "
             "set --source to the folder of all reut2-*.sgm files"
         )
-    return keep_top(Prepared(splits, ["title", "body"], []), options.top or REUTERS_TOPICS, options)
+    top = options.top or (None if options.all_labels else REUTERS_TOPICS)
+    return keep_top(Prepared(splits, ["title", "body"], []), top, options)
 
 
 SOURCES: dict[str, Callable[[Options], Prepared]] = {

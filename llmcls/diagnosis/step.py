@@ -244,7 +244,7 @@ def _texts(subject: Subject, texts: int, length: int) -> Split:
     rng = np.random.default_rng(0)
     tokens = [rng.integers(1, 500, length, dtype=np.int32) for _ in range(texts)]
     known = inputs_of(subject).train_split.known_labels
-    labels = known[rng.integers(0, len(known), texts)]
+    labels = known[rng.integers(0, known.shape[0], texts)]
     table = datasets.Dataset.from_dict({"id": [str(i) for i in range(texts)]})
     return Split("train", "random", tokens, np.full(texts, length, dtype=np.int32), labels, table)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from llmcls.common.files import read_json, replacing, write_json
+from llmcls.evaluation.bootstrap import Marks
+
+# In the name of an array that is a part of sparse decisions.
+_SPARSE = ":"
 
 
 @dataclass(frozen=True)
@@ -20,11 +26,11 @@ class Baseline:
     metrics : dict
         The metrics of each split, by its name, and "seconds".
     decisions : dict of bool [rows, labels]
-        Of each split, in the order of its file.
+        Of each split, in the order of its file; with many labels sparse.
     """
 
     metrics: dict[str, Any]
-    decisions: dict[str, np.ndarray]
+    decisions: dict[str, Marks]
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class BaselineStore:
         found: str | None = self._saved()["groups"].get(group, {}).get("of")
         return found
 
-    def decisions_on(self, split: str) -> dict[str, np.ndarray]:
+    def decisions_on(self, split: str) -> dict[str, Marks]:
         """The decisions of each stored baseline on a split, bool [rows, labels], in the order of its file."""
         names = {f"{name}.{split}": name for name in self.read()}
         return {names[entry]: decisions for entry, decisions in self._decisions().items() if entry in names}
@@ -58,21 +64,38 @@ class BaselineStore:
         old = saved["groups"].pop(group, {"names": []})["names"]
         decisions = {e: d for e, d in self._decisions().items() if e.partition(".")[0] not in old}
         decisions |= {f"{name}.{split}": d for name, b in found.items() for split, d in b.decisions.items()}
+        arrays = {name: part for entry, marks in decisions.items() for name, part in _parts(entry, marks)}
         with replacing(self.decisions) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **decisions)  # type: ignore[arg-type]  # its stubs take the names for options
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stubs take the names for options
         groups = saved["groups"] | ({group: {"of": key, "names": list(found)}} if found else {})
         kept = {name: metrics for name, metrics in saved["baselines"].items() if name not in old}
         # Written last: a key says that both files are complete.
         write_json(self.metrics, {"groups": groups, "baselines": kept | {name: b.metrics for name, b in found.items()}})
 
-    def _decisions(self) -> dict[str, np.ndarray]:
+    def _decisions(self) -> dict[str, Marks]:
         """All stored decisions, by "baseline.split"."""
         if not self.decisions.is_file():
             return {}
         with np.load(self.decisions) as saved:
-            return {entry: saved[entry] for entry in saved.files}
+            entries = dict.fromkeys(entry.partition(_SPARSE)[0] for entry in saved.files)
+            return {entry: saved[entry] if entry in saved.files else _joined(saved, entry) for entry in entries}
 
     def _saved(self) -> dict[str, Any]:
         saved: dict[str, Any] = read_json(self.metrics) if self.metrics.is_file() else {}
         # Before there were groups, no decisions were stored; such a file is made again.
         return saved if "groups" in saved else {"groups": {}, "baselines": {}}
+
+
+def _parts(entry: str, marks: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of an entry, by name."""
+    if not sparse.issparse(marks):
+        yield entry, marks
+        return
+    for part, values in (("indices", marks.indices), ("indptr", marks.indptr), ("shape", np.array(marks.shape))):
+        yield f"{entry}{_SPARSE}{part}", values
+
+
+def _joined(saved: Any, entry: str) -> sparse.csr_matrix:
+    """Sparse decisions from their arrays."""
+    indices, indptr, shape = (saved[f"{entry}{_SPARSE}{part}"] for part in ("indices", "indptr", "shape"))
+    return sparse.csr_matrix((np.ones(len(indices), dtype=bool), indices, indptr), shape=tuple(shape.tolist()))

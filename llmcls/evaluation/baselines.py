@@ -15,14 +15,16 @@ import numpy as np
 from llmcls.common.logit import sigmoid
 from llmcls.data.encoding import whole_texts
 from llmcls.data.holdout import kept_rows, rows_of_split
-from llmcls.data.labels import LabelSpace, multi_hot
+from llmcls.data.labels import LabelSpace, multi_hot, values_of
+from llmcls.data.marks import Values
 from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
 from llmcls.evaluation.bootstrap import bootstrap_intervals
-from llmcls.evaluation.metrics import evaluate_predictions, headline_text
+from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds
+from llmcls.evaluation.top_baselines import log_baseline, top_baselines
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
@@ -80,10 +82,14 @@ def run_baselines(recipe: Recipe, labels: LabelSpace) -> dict[str, Baseline] | N
     """
     # Decided by the size of the file, so that a large file is not read into memory first.
     size = Path(recipe.data.train_csv).stat().st_size
-    if recipe.exp.baselines is None and (size > QUICK_BYTES or size * len(labels.names) > QUICK_WORK):
+    # With many labels there is no model for each of them.
+    work = size if labels.many else size * len(labels.names)
+    if recipe.exp.baselines is None and (size > QUICK_BYTES or work > QUICK_WORK):
         log.info("baselines are skipped: they would take more than a minute; set exp.baselines=true to run them")
         return None
     texts, values = read_splits(recipe, labels)
+    if labels.many:
+        return top_baselines(texts, values, recipe, labels)
     result = {}
     for name, baseline in (("majority", majority), ("tfidf_linear", tfidf_linear)):
         start = time.perf_counter()
@@ -120,16 +126,6 @@ def measure_baseline(
         metrics["intervals"] = bootstrap_intervals(marks[split], predicted, binary=labels.binary)
         found.metrics[split], found.decisions[split] = metrics, predicted
     return found
-
-
-def log_baseline(name: str, baseline: Baseline, labels: LabelSpace, seconds: float) -> None:
-    """Note the time that a baseline took, and log its result on the last split."""
-    baseline.metrics["seconds"] = seconds
-    for split in ("test", "validation"):
-        if split in baseline.metrics:
-            shown = headline_text(baseline.metrics[split], labels.problem_type)
-            log.info("baseline %-13s %s %s  (%.0f s)", name, split, shown, seconds)
-            break
 
 
 def majority(texts: dict[str, list[str]], train_values: np.ndarray, labels: LabelSpace) -> dict[str, np.ndarray]:
@@ -199,7 +195,7 @@ def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: 
     return {split: split_scores for split, split_scores in scores.items() if split != "train"}
 
 
-def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, Values]]:
     """Texts and label values of each split of a recipe."""
     data = recipe.data
     texts, values = {}, {}
@@ -207,8 +203,7 @@ def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]
         table = read_table(path, f"data.{SPLIT_KEYS[split]}", data)
         texts[split] = whole_texts(table, data)
         cells = {column: table[column][:] for column in labels.columns}
-        split_values = read_hard_labels(cells, list(range(len(table))), labels, path, data)
-        values[split] = np.array(split_values, np.float32 if labels.multi_label else np.int64)
+        values[split] = values_of(read_hard_labels(cells, list(range(len(table))), labels, path, data), labels)
     held = rows_of_split(recipe, "validation", labels)
     if held is not None:
         _keep(texts, values, "validation", held)
@@ -217,7 +212,7 @@ def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]
     return texts, values
 
 
-def _keep(texts: dict[str, list[str]], values: dict[str, np.ndarray], split: str, rows: np.ndarray | None) -> None:
+def _keep(texts: dict[str, list[str]], values: dict[str, Values], split: str, rows: np.ndarray | None) -> None:
     """Keep some rows of a split; None keeps all."""
     if rows is not None:
         texts[split], values[split] = [texts[split][row] for row in rows], values[split][rows]

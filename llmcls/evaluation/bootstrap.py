@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
+from scipy import sparse
+
+from llmcls.data.marks import labels_per_row
+
+# bool [rows, labels]: an array, with many labels scipy.sparse.csr_matrix, which has no types.
+Marks: TypeAlias = Any
 
 RESAMPLES = 1000
 NAMES = ("f1_micro", "f1_macro", "accuracy")
+# Numbers that a block of samples may need.
+_BLOCK = 20_000_000
 
 
 def interval_names(binary: bool) -> tuple[str, ...]:
@@ -14,7 +24,7 @@ def interval_names(binary: bool) -> tuple[str, ...]:
 
 
 def bootstrap_intervals(
-    true: np.ndarray, predicted: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
+    true: Marks, predicted: Marks, seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
 ) -> dict[str, list[float]]:
     """95 % intervals of the metrics `interval_names`.
 
@@ -44,6 +54,8 @@ def bootstrap_intervals(
     >>> bootstrap_intervals(true, true)["accuracy"]
     [1.0, 1.0]
     """
+    if sparse.issparse(true):
+        return mean_intervals(true, [predicted], seed, resamples)
     patterns, counts = np.unique(np.concatenate([true, predicted], axis=1), axis=0, return_counts=True)
     true, predicted = patterns[:, : true.shape[1]], patterns[:, true.shape[1] :]
     draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
@@ -52,7 +64,7 @@ def bootstrap_intervals(
 
 
 def mean_intervals(
-    true: np.ndarray, runs: list[np.ndarray], seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
+    true: Marks, runs: list[Marks], seed: int = 0, resamples: int = RESAMPLES, binary: bool = False
 ) -> dict[str, list[float]]:
     """95 % intervals of the mean of the metrics over runs, for other rows and other seeds.
 
@@ -73,10 +85,10 @@ def mean_intervals(
     -----
     Rows are resampled together for all runs, and the runs themselves too, as in `paired_differences`.
     """
-    rng, rows = np.random.default_rng(seed), len(true)
+    rng, rows = np.random.default_rng(seed), true.shape[0]
     true, decisions, counts = distinct_rows(true, runs)
     found: dict[str, list[np.ndarray]] = {name: [] for name in interval_names(binary)}
-    for size in _blocks(resamples, len(true)):
+    for size in _blocks(resamples, true):
         draws = rng.multinomial(rows, counts / rows, size=size)
         means = _mean_of_drawn([resampled(draws, true, one) for one in decisions], rng)
         for name, values in found.items():
@@ -84,7 +96,7 @@ def mean_intervals(
     return {n: [float(v) for v in np.percentile(np.concatenate(values), [2.5, 97.5])] for n, values in found.items()}
 
 
-def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+def resampled(draws: np.ndarray, true: Marks, predicted: Marks) -> dict[str, np.ndarray]:
     """The metrics of each bootstrap sample.
 
     Parameters
@@ -108,6 +120,8 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
     array([0.67, 1.  ])
     """
     weights = draws.astype(np.float64)
+    if sparse.issparse(true):
+        return _resampled_sparse(weights, true, predicted)
     tp = weights @ (true & predicted)
     fn, fp = weights @ (true & ~predicted), weights @ (~true & predicted)
 
@@ -125,18 +139,38 @@ def resampled(draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dic
     }
 
 
-def distinct_rows(true: np.ndarray, decisions: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+def _resampled_sparse(weights: np.ndarray, true: sparse.csr_matrix, predicted: sparse.csr_matrix) -> dict[str, Any]:
+    """As `resampled`, from sparse marks: an array of samples times labels is made, but none of rows times labels."""
+    # Only the labels that a row has or is given count.
+    used = np.union1d(true.indices, predicted.indices)
+    labels = true.shape[1]
+    true, predicted = (m.astype(np.float64)[:, used] for m in (true, predicted))
+    hits = true.multiply(predicted).tocsr()
+    both, either = weights @ hits, weights @ (true + predicted)
+    right = (labels_per_row(hits) == labels_per_row(true)) & (labels_per_row(hits) == labels_per_row(predicted))
+    each = 2 * both / np.maximum(either, 1e-12)
+    return {
+        "f1_micro": 2 * both.sum(1) / np.maximum(either.sum(1), 1e-12),
+        "f1_macro": each.sum(1) / np.maximum((either > 0).sum(axis=1), 1) * (len(used) / labels),
+        "accuracy": weights @ right / weights.sum(1),
+    }
+
+
+def distinct_rows(true: Marks, decisions: list[Marks]) -> tuple[Marks, list[Marks], np.ndarray]:
     """Rows with the same labels and the same decisions by all sides, each once, and how many there are: int [rows].
 
-    They are the same for every metric, so a bootstrap draws them together, which saves time and memory.
+    They are the same for every metric, so a bootstrap draws them together, which saves time and memory. Rows of sparse
+    marks are hardly ever the same, so each is one of its own.
     """
+    if sparse.issparse(true):
+        return true, decisions, np.ones(true.shape[0], dtype=np.int64)
     cells = np.packbits(np.concatenate([true, *decisions], axis=1), axis=1)
     _, kept, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
     return true[kept], [of_side[kept] for of_side in decisions], counts
 
 
 def paired_differences(
-    true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
+    true: Marks, first: list[Marks], second: list[Marks], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
     """Bootstrap distribution of the difference between two sides, second minus first.
 
@@ -160,11 +194,11 @@ def paired_differences(
     1993, section 10.3; Berg-Kirkpatrick et al. 2012). The runs of each side are resampled too, so that the differences
     include the variance between seeds.
     """
-    rng, rows = np.random.default_rng(seed), len(true)
+    rng, rows = np.random.default_rng(seed), true.shape[0]
     true, decisions, counts = distinct_rows(true, [*first, *second])
     first, second = decisions[: len(first)], decisions[len(first) :]
     differences: dict[str, list[np.ndarray]] = {}
-    for size in _blocks(resamples, len(true)):
+    for size in _blocks(resamples, true):
         draws = rng.multinomial(rows, counts / rows, size=size)
         sides = [_mean_of_drawn([resampled(draws, true, one) for one in runs], rng) for runs in (first, second)]
         for name in sides[0]:
@@ -172,9 +206,15 @@ def paired_differences(
     return {name: np.concatenate(blocks) for name, blocks in differences.items()}
 
 
-def _blocks(resamples: int, patterns: int) -> list[int]:
-    """The sizes of blocks of samples, which limit memory: a sample needs one number per pattern of a row."""
-    block = max(1, min(resamples, 20_000_000 // max(1, patterns)))
+def _blocks(resamples: int, patterns: Marks) -> list[int]:
+    """The sizes of blocks of samples, which limit memory.
+
+    A sample needs a number per pattern of a row, and several per label.
+    """
+    needed = max(1, patterns.shape[0])
+    if sparse.issparse(patterns):
+        needed = 4 * max(patterns.shape)
+    block = max(1, min(resamples, _BLOCK // needed))
     return [min(block, resamples - start) for start in range(0, resamples, block)]
 
 

@@ -63,7 +63,7 @@ def _ends(ordered: np.ndarray) -> np.ndarray:
     return np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
 
 
-def best_cut(scores: np.ndarray, true: np.ndarray, objective: Objective) -> float:
+def best_cut(scores: np.ndarray, true: np.ndarray, objective: Objective, positives: int | None = None) -> float:
     """The cut of one column with the best F_beta, or the highest recall at a precision.
 
     Parameters
@@ -72,6 +72,8 @@ def best_cut(scores: np.ndarray, true: np.ndarray, objective: Objective) -> floa
     true : bool [n]
     objective : Objective
         Its average does not count. If no cut reaches its precision, the cut with the highest precision is best.
+    positives : int, optional
+        How many elements are true, if not all of them are in the column.
 
     Returns
     -------
@@ -84,11 +86,12 @@ def best_cut(scores: np.ndarray, true: np.ndarray, objective: Objective) -> floa
     0.625
     """
     cuts = all_cuts(scores, true)
+    all_true = np.asarray(cuts.tp[-1] if positives is None else positives)
     if objective.precision is None:
-        value = f_beta(cuts.tp, cuts.selected, cuts.tp[-1], objective.beta)
+        value = f_beta(cuts.tp, cuts.selected, all_true, objective.beta)
     else:
         precision = cuts.tp / np.maximum(cuts.selected, 1)
-        value = np.where(precision >= objective.precision, 1 + cuts.tp / max(1, cuts.tp[-1]), precision)
+        value = np.where(precision >= objective.precision, 1 + cuts.tp / np.maximum(1, all_true), precision)
     return float(cuts.values[np.argmax(value)])
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.bootstrap import Marks
 
 
 @dataclass
@@ -27,9 +30,8 @@ class Texts:
 
 
 def confident_mistakes(
-    ids: list[str], probabilities: np.ndarray, true: np.ndarray, predicted: np.ndarray, labels: LabelSpace,
-    text_of: dict[str, str],
-) -> list[dict[str, Any]]:  # fmt: skip
+    ids: list[str], probabilities: Marks, true: Marks, predicted: Marks, labels: LabelSpace, text_of: dict[str, str]
+) -> list[dict[str, Any]]:
     """Rows with a wrong decision, most confident first.
 
     Parameters
@@ -46,8 +48,11 @@ def confident_mistakes(
     -------
     list of dict
         For each row, its wrong decision with the highest confidence: "id", "label", "said" (the decision),
-        "probability", "true" (the names of the true labels) and "text" (the beginning).
+        "probability", "true" (the names of the true labels) and "text" (the beginning). With many labels, a label that
+        was not kept has the probability 0.
     """
+    if labels.many:
+        return _sparse_mistakes(ids, probabilities, true, predicted, labels, text_of)
     confidence = np.where(predicted, probabilities, 1 - probabilities) * (predicted != true)
     rows = np.flatnonzero((predicted != true).any(axis=1))
     rows = rows[np.argsort(-confidence[rows].max(axis=1), kind="stable")]
@@ -64,8 +69,32 @@ def confident_mistakes(
     ]
 
 
+def _sparse_mistakes(
+    ids: list[str], probabilities: sparse.csr_matrix, true: sparse.csr_matrix, predicted: sparse.csr_matrix,
+    labels: LabelSpace, text_of: dict[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """As `confident_mistakes`, from sparse marks."""
+    wrong = (predicted != true).tocoo()
+    given = np.asarray(probabilities[wrong.row, wrong.col]).ravel() if wrong.nnz else np.zeros(0, np.float32)
+    said = np.asarray(predicted[wrong.row, wrong.col]).ravel() if wrong.nnz else np.zeros(0, bool)
+    confidence = np.where(said, given, 1 - given)
+    order = np.lexsort((wrong.col, -confidence, wrong.row))
+    first = order[np.unique(wrong.row[order], return_index=True)[1]]
+    return [
+        {
+            "id": ids[wrong.row[cell]],
+            "label": labels.names[wrong.col[cell]],
+            "said": bool(said[cell]),
+            "probability": float(given[cell]),
+            "true": [labels.names[label] for label in true[wrong.row[cell]].indices],
+            "text": excerpt(text_of.get(ids[wrong.row[cell]], "")),
+        }
+        for cell in first[np.argsort(-confidence[first], kind="stable")]
+    ]
+
+
 def label_errors(
-    ids: list[str], probabilities: np.ndarray, true: np.ndarray, labels: LabelSpace, text_of: dict[str, str]
+    ids: list[str], probabilities: Marks, true: Marks, labels: LabelSpace, text_of: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Labels of the data that are probably wrong.
 
@@ -91,11 +120,11 @@ def label_errors(
     Follows confident learning (Northcutt et al. 2021), separately for each label. A cell is reported if the model
     predicts the other value about as confidently as for rows that have that value. The limit is the mean probability of
     the other value in those rows minus two standard deviations, because about half of the correctly labelled rows are
-    below the mean itself, but at least 0.5.
+    below the mean itself, but at least 0.5. With many labels, a label that was not kept has the probability 0.
     """
     suspects = []
-    for i, name in enumerate(labels.names):
-        p, given = probabilities[:, i], true[:, i]
+    for i, (p, given) in _columns(probabilities, true):
+        name = labels.names[i]
         if given.all() or not given.any():
             continue
         missing = ~given & (p >= max(0.5, p[given].mean() - 2 * p[given].std()))
@@ -107,6 +136,18 @@ def label_errors(
         {"id": ids[row], "label": name, "given": given, "belief": belief, "text": excerpt(text_of.get(ids[row], ""))}
         for belief, row, name, given in sorted(suspects)
     ]
+
+
+def _columns(probabilities: Any, true: Any) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """The probabilities and the marks of each label; of sparse ones, of the labels that a row has or is given."""
+    if not sparse.issparse(true):
+        yield from ((i, (probabilities[:, i], true[:, i])) for i in range(true.shape[1]))
+        return
+    by_label, marks = probabilities.tocsc(), true.tocsc()
+    sure = np.zeros(true.shape[1], dtype=bool)
+    sure[probabilities.indices[probabilities.data >= 0.5]] = True
+    for i in np.flatnonzero(sure | (marks.getnnz(axis=0) > 0)):
+        yield int(i), (by_label[:, [i]].toarray().ravel(), marks[:, [i]].toarray().ravel())
 
 
 def near_duplicates(train: Texts, other: Texts, similar: float) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from llmcls.data.batches import Batch, collate, plan_evaluation, send
 from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import sum_over_ranks, unwrapped
-from llmcls.evaluation.bootstrap import bootstrap_intervals
+from llmcls.evaluation.bootstrap import Marks, bootstrap_intervals
 from llmcls.evaluation.calibration import Calibration, calibrated
 from llmcls.evaluation.metrics import confusions, evaluate_predictions
 from llmcls.evaluation.not_finite import advice, named
@@ -83,14 +83,15 @@ class Evaluation:
     Attributes
     ----------
     probabilities : float32 [rows, labels]
+        With many labels sparse, of the most probable labels of each row.
     predicted : bool [rows, labels]
-        The decisions.
+        The decisions; with many labels sparse.
     metrics : dict
         Metrics by name.
     """
 
-    probabilities: np.ndarray
-    predicted: np.ndarray
+    probabilities: Marks
+    predicted: Marks
     metrics: dict[str, Any]
 
 

@@ -100,7 +100,7 @@ class Found:
     def thresholds(self, shrinkage: float) -> Thresholds:
         """The thresholds, each the weighted mean of the label's own cut and the shared one."""
         weight = self.positives / np.maximum(self.positives + shrinkage, 1e-12)
-        values = [_probability(cut) for cut in weight * self.own + (1 - weight) * self.shared]
+        values = [probability_of(cut) for cut in weight * self.own + (1 - weight) * self.shared]
         rule = "global" if np.isinf(shrinkage) else self.plan.rule
         return Thresholds(rule, values, self.plan.at_least_one, self.plan.objective.name)
 
@@ -261,6 +261,6 @@ def _own_and_shared(scores: np.ndarray, marks: np.ndarray, objective: Objective)
     return np.array([best_cut(scores[:, i], marks[:, i], objective) for i in range(scores.shape[1])]), shared
 
 
-def _probability(cut: float) -> float:
+def probability_of(cut: float) -> float:
     """A cut of logits as a probability: above 1 where even a probability of 1 is too low. 0 is never enough."""
     return float(np.nextafter(1.0, 2.0)) if cut > float(logit(1.0)) else float(sigmoid(cut))

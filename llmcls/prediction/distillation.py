@@ -35,6 +35,7 @@ from llmcls.recipe.schema import Recipe
 from llmcls.recipe.shareable import without_paths
 from llmcls.results.finished_runs import FinishedRun, require_same_labels
 from llmcls.results.run_folder import ExperimentFolder
+from llmcls.results.saved_labels import require_few
 
 # Smaller probabilities of named classes are not written; the others are raised to a sum of 1.
 SMALLEST = 1e-4
@@ -99,6 +100,7 @@ def check_distillation(plan: Distillation) -> LabelSpace:
     """
     recipe, teacher = plan.recipe, plan.teachers[0]
     require_same_labels(plan.teachers)
+    require_few(plan.teachers[0].labels, "llmcls distill")
     table = read_table(recipe.data.train_csv, "data.train_csv", recipe.data)
     labels = label_space(recipe, table)
     if labels.problem_type != teacher.labels.problem_type:

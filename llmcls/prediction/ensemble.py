@@ -20,6 +20,7 @@ from llmcls.prediction.predict_table import predict_table, signature, write_metr
 from llmcls.results.finished_runs import FinishedRun, require_same_labels
 from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines, read_prediction_chunks
+from llmcls.results.saved_labels import require_few
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def predict_ensemble(
         If the runs have different labels.
     """
     require_same_labels(runs)
+    require_few(runs[0].labels, "predicting with several runs")
     folder = output.with_name(f"{output.name}.members")
     paths = [folder / f"{i}.jsonl" for i in range(len(runs))]
     for run, path in zip(runs, paths, strict=True):

@@ -32,6 +32,7 @@ from llmcls.prediction.stored_rows import StoredRows
 from llmcls.recipe.schema import SPLIT_KEYS
 from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.label_list import Suggestions, write_label_list
+from llmcls.results.saved_labels import require_few
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def list_texts_to_label(run: FinishedRun, order: Order, accelerator: Accelerator
     UserError
         If the pool cannot be read, or every text of it has a label.
     """
+    require_few(run.labels, "llmcls label")
     whole = tokenize_input(run, order.pool, accelerator, "--pool", with_labels=False)
     table = read_table(order.pool, "--pool", run.recipe.data, insist=False)
     open_rows, left_out = on_main(accelerator, lambda: _without_label(run, order, whole, table))

@@ -22,14 +22,16 @@ from llmcls.data.splits import Split, tokenize_split
 from llmcls.data.tables import read_table
 from llmcls.engine.accelerator import autocast_dtype
 from llmcls.engine.agreement import first_process_first, on_main
-from llmcls.evaluation.calibration import calibrated, load_calibration
+from llmcls.evaluation.calibration import Calibration, calibrated, load_calibration
 from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.scoring import Scorer, evaluate_logits, make_scorer, score_chunks, uncertainty
-from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
+from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
+from llmcls.evaluation.top_metrics import evaluate_top, top_uncertainty
+from llmcls.evaluation.top_scores import TOP_NUMBERS, TopScores, decide_top, read_top
 from llmcls.model.build import load_trained_classifier
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.prediction.resumable_predictions import ResumablePredictions
-from llmcls.results.finished_runs import FinishedRun
+from llmcls.results.finished_runs import FinishedRun, frequencies_of
 from llmcls.results.predictions import Predictions
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def predict_table(
     -------
     The metrics, on the main process, if the input has the label columns.
     """
-    partial = ResumablePredictions(output, run.labels, kind)
+    partial = ResumablePredictions(output, run.labels, kind, TOP_NUMBERS if run.labels.many else None)
 
     def resume() -> int | None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,26 +79,56 @@ def predict_table(
     calibration = load_calibration(run.folder.calibration, len(run.labels.names))
     if start:
         log.info("%s: resuming after %d of %d rows", output, start, len(split))
-    for first, logits in score_chunks(scorer, split, start):
-        if accelerator.is_main_process:
-            last = first + len(logits)
-            probabilities = calibrated(logits, calibration, run.labels)
-            predicted = apply_thresholds(probabilities, thresholds, run.labels)
-            true = None if split.labels is None else split.labels[first:last]
-            partial.append(Predictions(split.ids(first, last), probabilities, predicted, true), logits)
-            log.info("%d of %d rows", last, len(split))
+    if run.labels.many:
+        for first, scores in read_top(scorer, split, run.recipe.train.top_labels, start):
+            if accelerator.is_main_process:
+                last = first + len(scores)
+                predicted = decide_top(scores.probabilities, thresholds, run.labels)
+                true = None if split.labels is None else split.labels[first:last]
+                rows = Predictions(split.ids(first, last), scores.probabilities, predicted, true)
+                partial.append(rows, scores.numbers())
+                log.info("%d of %d rows", last, len(split))
+    else:
+        _predict_chunks(scorer, split, start, (thresholds, calibration), partial)
     metrics = None
     with first_process_first(accelerator, accelerator.is_main_process):
         if not accelerator.is_main_process:
             return None
         if split.labels is not None:
-            evaluation = evaluate_logits(partial.logits(), split.labels, run.labels, thresholds, calibration)
-            marks = multi_hot(split.labels, len(run.labels.names))
-            metrics = evaluation.metrics | uncertainty(marks, evaluation.predicted, run.labels)
+            metrics = _measured(run, split, partial, thresholds, calibration)
             write_metrics(output, metrics, run.labels, str(run.folder.path))
         partial.finish()
         log.info("%d predictions -> %s", len(split), output)
     return metrics
+
+
+def _predict_chunks(
+    scorer: Scorer, split: Split, start: int, decisions: tuple[Thresholds, Calibration], partial: ResumablePredictions
+) -> None:
+    """Predict the rows from ``start`` on, chunk by chunk. Collective; the main process writes."""
+    labels, (thresholds, calibration) = scorer.labels, decisions
+    for first, logits in score_chunks(scorer, split, start):
+        if scorer.accelerator.is_main_process:
+            last = first + len(logits)
+            probabilities = calibrated(logits, calibration, labels)
+            predicted = apply_thresholds(probabilities, thresholds, labels)
+            true = None if split.labels is None else split.labels[first:last]
+            partial.append(Predictions(split.ids(first, last), probabilities, predicted, true), logits)
+            log.info("%d of %d rows", last, len(split))
+
+
+def _measured(
+    run: FinishedRun, split: Split, partial: ResumablePredictions, thresholds: Thresholds, calibration: Calibration
+) -> dict[str, Any]:
+    """The metrics of all rows written."""
+    labels, values = run.labels, split.known_labels
+    if labels.many:
+        written, true = partial.written(), values.astype(bool)
+        scores = TopScores.of(written.probabilities, partial.numbers())
+        metrics = evaluate_top(scores, true, written.predicted, labels, frequencies_of(run))
+        return metrics | top_uncertainty(true, written.predicted, labels)
+    evaluation = evaluate_logits(partial.numbers(), values, labels, thresholds, calibration)
+    return evaluation.metrics | uncertainty(multi_hot(values, len(labels.names)), evaluation.predicted, labels)
 
 
 def _metrics_of(output: Path) -> Path:

@@ -14,7 +14,7 @@ from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.scoring import CHUNK_ROWS
 from llmcls.results.prediction_formats import write_lines
-from llmcls.results.predictions import Predictions, prediction_lines
+from llmcls.results.predictions import Predictions, prediction_lines, read_predictions
 
 
 def lock_of(output: Path) -> Path:
@@ -33,10 +33,13 @@ class ResumablePredictions:
     labels : LabelSpace
     kind : str
         The format of the output, see `write_lines`.
+    width : int, optional
+        Numbers of a row that are kept until the end. Default: its logits.
     """
 
-    def __init__(self, output: Path, labels: LabelSpace, kind: str = "jsonl") -> None:
+    def __init__(self, output: Path, labels: LabelSpace, kind: str = "jsonl", width: int | None = None) -> None:
         self.output, self.labels, self.kind = output, labels, kind
+        self.width = len(labels.names) if width is None else width
         self._lines = output.with_name(f"{output.name}.partial")
         self._logits = output.with_name(f"{output.name}.partial.logits")
         self._state = output.with_name(f"{output.name}.partial.json")
@@ -64,22 +67,26 @@ class ResumablePredictions:
         write_json(self._state, {"signature": signature})
         return 0
 
-    def append(self, predictions: Predictions, logits: np.ndarray) -> None:
+    def append(self, predictions: Predictions, numbers: np.ndarray) -> None:
         """Write one chunk; if this is interrupted, `resume` drops what is incomplete.
 
         Parameters
         ----------
         predictions : Predictions
-        logits : float32 [rows, labels]
+        numbers : float32 [rows, width]
         """
         with self._lines.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(prediction_lines(predictions, self.labels))
         with self._logits.open("ab") as file:
-            file.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
+            file.write(np.ascontiguousarray(numbers, dtype=np.float32).tobytes())
 
-    def logits(self) -> np.ndarray:
-        """The logits of all rows written, float32 [rows, labels]."""
-        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, len(self.labels.names))
+    def numbers(self) -> np.ndarray:
+        """The numbers of all rows written, float32 [rows, width]."""
+        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, self.width)
+
+    def written(self) -> Predictions:
+        """The predictions of all rows written."""
+        return read_predictions(self._lines, self.labels)
 
     def finish(self) -> None:
         """Give the output its name and format, and remove the rest; the state last, so that this can be resumed."""
@@ -117,7 +124,7 @@ class ResumablePredictions:
     def _keep_whole_chunks(self) -> int:
         with self._lines.open("rb") as file:
             lines = sum(line.endswith(b"\n") for line in file)
-        row_bytes = 4 * len(self.labels.names)
+        row_bytes = 4 * self.width
         rows = min(lines, self._logits.stat().st_size // row_bytes) // CHUNK_ROWS * CHUNK_ROWS
         with self._lines.open("r+b") as file:
             for _ in range(rows):

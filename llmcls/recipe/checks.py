@@ -10,7 +10,15 @@ from typing import Any
 
 from llmcls.common.folder_names import folder_name_problem
 from llmcls.common.nearest import nearest
-from llmcls.recipe.metric_names import METRIC_NAMES, POSITIVE_METRICS, metric_names
+from llmcls.recipe.defaults import selection_metric
+from llmcls.recipe.metric_names import (
+    LARGEST_K,
+    METRIC_NAMES,
+    POSITIVE_METRICS,
+    RANKED_METRICS,
+    WHOLE_METRICS,
+    metric_names,
+)
 from llmcls.recipe.objective import parse_objective
 from llmcls.recipe.schema import Recipe
 
@@ -35,6 +43,52 @@ def check_recipe(recipe: Recipe) -> None:
     _check_metrics(recipe)
     _check_experiment(recipe)
     _check_folders(recipe)
+
+
+def check_for_labels(recipe: Recipe, count: int, many: bool) -> None:
+    """Check what depends on the number of labels, which only the training file tells.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    count : int
+        Number of labels.
+    many : bool
+        Whether only the most probable labels of a text are kept: see `llmcls.data.marks`.
+
+    Raises
+    ------
+    UserError
+        If a value needs more labels, or less.
+    """
+    metric, train = selection_metric(recipe), recipe.train
+    if metric in RANKED_METRICS and not many:
+        raise recipe.error(
+            "train.metric_for_best_model", f"is {metric}, which is for tasks with thousands of labels; here are {count}"
+        )
+    if not many:
+        return
+    if metric in WHOLE_METRICS:
+        raise recipe.error(
+            "train.metric_for_best_model",
+            f"is {metric}, which needs the probabilities of all {count:,} labels; use precision_at_1 or f1_micro",
+        )
+    if recipe.model.head_init in ("probe", "label_text"):
+        raise recipe.error(
+            "model.head_init",
+            f"is {recipe.model.head_init}, which would take hours for {count:,} labels; set it to random",
+        )
+    if train.thresholds in ("per_class", "joint"):
+        raise recipe.error(
+            "train.thresholds",
+            f"is {train.thresholds}, but most of {count:,} labels have too few rows for a threshold of their own; "
+            "use global or auto",
+        )
+    if train.calibration is not None:
+        raise recipe.error(
+            "train.calibration",
+            f"is {train.calibration}, which needs the scores of all {count:,} labels; set it to null",
+        )
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -69,6 +123,8 @@ def _check_ranges(recipe: Recipe) -> None:
         ("train.pos_weight_cap", train.pos_weight_cap, 1),
         ("train.lora_plus_ratio", train.lora_plus_ratio, 1),
         ("train.threshold_shrinkage", train.threshold_shrinkage, 0),
+        ("train.top_labels", train.top_labels, LARGEST_K),
+        ("train.propensity_b", train.propensity_b, 0),
         ("data.window_overlap", data.window_overlap, 0),
         ("data.max_windows", data.max_windows, 1),
     ]
@@ -88,6 +144,7 @@ def _check_ranges(recipe: Recipe) -> None:
         ("model.lora_dropout", model.lora_dropout, 0, 1, "from 0 to below 1", True),
         ("train.warmup_ratio", train.warmup_ratio, 0, 1, "from 0 to below 1", True),
         ("train.label_smoothing", train.label_smoothing, 0, 1, "from 0 to below 1", True),
+        ("train.propensity_a", train.propensity_a, 0, 2, "above 0 and below 2", False),
         ("train.asymmetric_clip", train.asymmetric_clip, 0, 1, "from 0 to below 1", True),
     ]
     for key, value, low, high, allowed, includes_low in between:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 AVERAGES = ("micro", "macro", "weighted", "samples")
+# Metrics of the most probable labels of a text, for tasks with many labels: P@k, and P@k weighted by propensity.
+AT_K = (1, 3, 5)
+LARGEST_K = max(AT_K)
+RANKED_METRICS = (*(f"precision_at_{k}" for k in AT_K), *(f"propensity_precision_at_{k}" for k in AT_K))
+# What needs the probabilities of all labels of all texts, which are not kept where there are many.
+WHOLE_METRICS = ("average_precision_micro", "average_precision_macro", "roc_auc_macro")
 # Metrics of the second class of a binary task, the one that is looked for.
 POSITIVE_METRICS = (
     "f1_positive", "average_precision_positive", "precision_positive", "recall_positive", "roc_auc_positive",
@@ -15,7 +21,9 @@ METRIC_NAMES = frozenset(
 
 
 def metric_names(problem_type: str) -> frozenset[str]:
-    """The metrics of a problem type: `METRIC_NAMES`, and for binary tasks `POSITIVE_METRICS`."""
+    """The metrics of a problem type: `METRIC_NAMES`, also `POSITIVE_METRICS` (binary) or `RANKED_METRICS`."""
+    if problem_type == "multi_label_classification":
+        return METRIC_NAMES.union(RANKED_METRICS)
     return METRIC_NAMES.union(POSITIVE_METRICS if problem_type == "binary_classification" else ())
 
 
@@ -49,8 +57,12 @@ def in_words(name: str) -> str:
     --------
     >>> in_words("f1_micro"), in_words("recall_positive"), in_words("roc_auc_macro"), in_words("hamming_loss")
     ('micro-F1', 'recall of the positive class', 'macro-ROC AUC', 'Hamming loss')
+    >>> in_words("precision_at_5"), in_words("propensity_precision_at_3")
+    ('P@5', 'PSP@3')
     """
     kind, _, average = name.rpartition("_")
+    if name in RANKED_METRICS:
+        return f"{'PSP' if name.startswith('propensity') else 'P'}@{average}"
     kinds = {"f1": "F1", "roc_auc": "ROC AUC", "average_precision": "average precision"}
     if average == "positive":
         return f"{kinds.get(kind, kind)} of the positive class"

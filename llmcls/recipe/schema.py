@@ -229,6 +229,12 @@ class TrainSection:
     )
     at_least_one_label: bool = _key(False, "A text without a label gets the one closest to its threshold.")
     calibration: Literal["temperature", "isotonic"] | None = _key(None, "Calibration, fitted on validation.")
+    top_labels: int = _key(
+        100,
+        "With more than 1,000 labels: how many of the most probable ones evaluations and predictions keep of a text.",
+    )
+    propensity_a: float = _key(0.55, "A of the propensities in `propensity_precision_at_<k>` (Jain et al. 2016).")
+    propensity_b: float = _key(1.5, "B of the propensities.")
     save_minutes: float = _key(
         10.0, "Minutes between checkpoints, beside those of evaluations; 0 for none between evaluations."
     )

@@ -26,6 +26,7 @@ from llmcls.model.pretrained import load_config, load_tokenizer
 from llmcls.model.shrink import HEAD_WIDTH, HEADS, LAYERS, shrink
 from llmcls.model.tiny import train_tokenizer
 from llmcls.recipe.load import recipe_to_yaml
+from llmcls.recipe.metric_names import RANKED_METRICS
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 
 # Chosen so that no number of processes and no batch size divides them.
@@ -82,6 +83,10 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
     model_folder = folder / "model"
     targets = _write_model(recipe, labels, model_folder, mini)
     train, real_data = recipe.train, recipe.data
+    metric = train.metric_for_best_model
+    if metric in RANKED_METRICS and not labels.many:
+        mini.stand_ins.append(f"f1_micro replaces {metric}, which needs thousands of labels")
+        metric = None
     weights = train.pos_weight
     if isinstance(weights, dict) and not set(weights) <= set(labels.names):
         # Generated rows have other classes.
@@ -102,7 +107,7 @@ def make_miniature(recipe: Recipe, folder: Path, steps: int) -> Miniature:
             train, batch_size=min(train.batch_size, 4), micro_batch_tokens=None, eval_batch_size=None,
             gradient_accumulation_steps=min(train.gradient_accumulation_steps, 2), num_train_epochs=steps,
             max_steps=steps, eval_steps=steps, logging_steps=1, early_stopping_patience=None, report_to=[],
-            pos_weight=weights,
+            metric_for_best_model=metric, pos_weight=weights,
         ),
         exp=replace(
             recipe.exp, output_root=str(folder / "outputs"), seeds=recipe.exp.seeds[:1], run_name=None, overwrite=False,

@@ -9,7 +9,10 @@ from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import ExperimentFolder
 
 # Baselines, as in baselines.json, to their names in tables.
-BASELINE_NAMES = {"majority": "majority", "tfidf_linear": "TF-IDF + linear", "probe": "frozen + linear probe"}
+BASELINE_NAMES = {
+    "majority": "majority", "tfidf_linear": "TF-IDF + linear", "tfidf_centroid": "TF-IDF centroid",
+    "probe": "frozen + linear probe",
+}  # fmt: skip
 
 
 def shown_baselines(experiment: ExperimentFolder, recipe: Recipe) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
-from llmcls.evaluation.bootstrap import interval_names, paired_differences, resampled
+from llmcls.evaluation.bootstrap import Marks, interval_names, paired_differences, resampled
 from llmcls.recipe.differences import same_but_for_seeds
 from llmcls.results.finished_runs import labels_of, runs_in
 from llmcls.results.predictions import Predictions, read_predictions
@@ -192,7 +194,7 @@ def compare(first: list[RunFolder], second: list[RunFolder], split: str, resampl
     true, found = _aligned(runs, split, labels)
     rules = rule_of(first, labels), rule_of(second, labels)
 
-    def verdicts(decisions: list[np.ndarray]) -> list[Verdict]:
+    def verdicts(decisions: list[Marks]) -> list[Verdict]:
         judged = judge(true, decisions[: len(first)], decisions[len(first) :], resamples, labels.binary)
         return [replace(v, word="noise") if same else v for v in judged]
 
@@ -205,18 +207,17 @@ def compare(first: list[RunFolder], second: list[RunFolder], split: str, resampl
     each = [[_label_f1(true, d) for d in part] for part in (decisions[: len(first)], decisions[len(first) :])]
     means = [np.mean(side, axis=0).tolist() for side in each]
     label_f1 = list(zip(*means, strict=True))
-    return Comparison(first, second, split, len(true), labels, rules, own, rule, by_rule, same, label_f1)
+    return Comparison(first, second, split, true.shape[0], labels, rules, own, rule, by_rule, same, label_f1)
 
 
-def _label_f1(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _label_f1(true: Any, predicted: Any) -> np.ndarray:
     """F1 of each label, float64 [labels]; 0 of 0/0."""
-    hits = (true & predicted).sum(axis=0)
-    return np.asarray(2 * hits / np.maximum(true.sum(axis=0) + predicted.sum(axis=0), 1))
+    both = true.multiply(predicted) if sparse.issparse(true) else true & predicted
+    hits, given, selected = (np.asarray(marks.sum(axis=0), dtype=np.int64).ravel() for marks in (both, true, predicted))
+    return 2 * hits / np.maximum(given + selected, 1)
 
 
-def judge(
-    true: np.ndarray, first: list[np.ndarray], second: list[np.ndarray], resamples: int, binary: bool = False
-) -> list[Verdict]:
+def judge(true: Marks, first: list[Marks], second: list[Marks], resamples: int, binary: bool = False) -> list[Verdict]:
     """Compare the decisions of two sides on the same rows.
 
     Parameters
@@ -241,7 +242,7 @@ def judge(
     """
     sides, names = (first, second), interval_names(binary)
     differences = paired_differences(true, *sides, resamples=resamples)
-    once = np.ones((1, len(true)), dtype=np.int64)
+    once = np.ones((1, true.shape[0]), dtype=np.int64)
     verdicts = []
     means = [{n: float(np.mean([resampled(once, true, d)[n][0] for d in side])) for n in names} for side in sides]
     for name in names:
@@ -253,7 +254,7 @@ def judge(
     return verdicts
 
 
-def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.ndarray, list[Predictions]]:
+def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[Marks, list[Predictions]]:
     """The true labels, bool [rows, labels], and the predictions of each run, in the row order of the first run."""
     found = [read_predictions(run.predictions(split), labels) for run in runs]
     ids, true = found[0].ids, found[0].true_marks(labels)
@@ -266,7 +267,7 @@ def _aligned(runs: list[RunFolder], split: str, labels: LabelSpace) -> tuple[np.
             )
         order = [row[i] for i in ids]
         marks = predictions.true_marks(labels)[order]
-        if not np.array_equal(marks, true):
+        if (marks != true).sum():
             raise UserError(
                 f"{run.path} has other true labels for the {split} rows than {runs[0].path}; "
                 "compare runs with the same true labels"

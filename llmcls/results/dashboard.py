@@ -14,6 +14,7 @@ from llmcls.recipe.schema import Recipe
 from llmcls.results import markdown, report_plots, report_tables
 from llmcls.results.cells import shown_baselines
 from llmcls.results.dashboard_figures import figures_of
+from llmcls.results.predictions import cells_of
 from llmcls.results.report_source import Source, read_seed
 from llmcls.results.report_texts import texts_to_look_at
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
@@ -88,11 +89,13 @@ def dashboard_of(run: RunFolder, recipe: Recipe, labels: LabelSpace, metrics: di
     precision_recall = {}
     if source.predictions:
         found, true = source.predictions[0], source.predictions[0].true_marks(labels)
-        bins = reliability(found.probabilities, true, labels.multi_label)
+        cells = cells_of(found, labels)
+        marks, scores = cells if labels.multi_label else (true, found.probabilities)
+        bins = reliability(scores, marks, labels.multi_label)
         columns = ["predicted probability", "observed frequency", "count"]
         tables["tables/calibration"] = Table(columns, [[b.predicted, b.observed, b.count] for b in bins])
-        counted = slice(1, 2) if labels.binary else slice(None)
-        cells = true[:, counted].ravel(), found.probabilities[:, counted].ravel()
+        if labels.binary:
+            cells = true[:, 1], found.probabilities[:, 1]
         precision_recall[f"{source.splits[-1]}/precision_recall"] = cells
     if recipe.train.tracking_texts:
         tables |= _texts(source)

@@ -10,6 +10,7 @@ from llmcls.evaluation.diagrams import confusion_matrix, precision_recall, relia
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.metric_names import in_words
 from llmcls.results.cells import BASELINE_NAMES, shown_baselines
+from llmcls.results.predictions import cells_of
 from llmcls.results.report_source import Source
 
 # Labels with a curve of their own, and classes of a heat map.
@@ -55,8 +56,11 @@ def _against_baselines(source: Source) -> np.ndarray | None:
 def _precision_recall(source: Source) -> np.ndarray:
     """Precision over recall: of all labels together, and of the most frequent ones."""
     found, labels = source.predictions[0], source.labels
-    true = found.true_marks(labels)
     figure, axes = _axes(f"precision over recall, {source.splits[-1]}", "recall", "precision")
+    if labels.many:
+        lines = {"all labels": precision_recall(*cells_of(found, labels, -(-found.probabilities.nnz // MOST_CELLS)))}
+        return _drawn(figure, axes, lines)
+    true = found.true_marks(labels)
     stride = max(1, -(-true.size // MOST_CELLS))
     if labels.binary:
         lines = {labels.names[1]: precision_recall(true[:, 1], found.probabilities[:, 1])}
@@ -64,6 +68,11 @@ def _precision_recall(source: Source) -> np.ndarray:
         lines = {"all labels": precision_recall(true[::stride].ravel(), found.probabilities[::stride].ravel())}
         for i in np.argsort(-true.sum(axis=0), kind="stable")[:SHOWN_CURVES]:
             lines[labels.names[i]] = precision_recall(true[:, i], found.probabilities[:, i])
+    return _drawn(figure, axes, lines)
+
+
+def _drawn(figure: Any, axes: Any, lines: dict[str, list[tuple[float, float]]]) -> np.ndarray:
+    """Curves of precision over recall, as pixels."""
     for name, points in lines.items():
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=2.5 if name == "all labels" else 1)
@@ -76,7 +85,10 @@ def _precision_recall(source: Source) -> np.ndarray:
 def _calibration(source: Source) -> np.ndarray:
     """Predicted probability against observed frequency."""
     found = source.predictions[0]
-    bins = reliability(found.probabilities, found.true_marks(source.labels), source.labels.multi_label)
+    true, scores = cells_of(found, source.labels)
+    if not source.labels.multi_label:
+        true, scores = found.true_marks(source.labels), found.probabilities
+    bins = reliability(scores, true, source.labels.multi_label)
     figure, axes = _axes(f"calibration, {source.splits[-1]}", "predicted probability", "observed frequency")
     axes.plot([0, 1], [0, 1], "--", color="grey")
     axes.plot([b.predicted for b in bins], [b.observed for b in bins], marker="o")

@@ -18,6 +18,7 @@ from llmcls.results.finished_runs import labels_of
 from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import prediction_lines, read_prediction_chunks, read_predictions
 from llmcls.results.run_folder import RunFolder
+from llmcls.results.saved_labels import require_few
 
 
 @dataclass
@@ -113,6 +114,7 @@ def decide(
         If the run is not finished or has no validation predictions, or the file cannot be read.
     """
     labels = labels_of(run)
+    require_few(labels, "llmcls decide")
     if not source.is_file():
         raise UserError(f"{source} does not exist; it is a file that llmcls predict wrote, in JSON lines")
     if "validation" not in run.predicted_splits():

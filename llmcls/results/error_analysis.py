@@ -39,7 +39,11 @@ def find_errors(run: FinishedRun, split: str, similar: float) -> dict[str, Any]:
     seeds = [read_predictions(other.predictions(split), labels) for other in siblings]
     seeds = [predictions for predictions in seeds if predictions.ids == seeds[0].ids]
     own = read_predictions(folder.predictions(split), labels)
-    probabilities = np.mean([predictions.probabilities for predictions in seeds], axis=0)
+    probabilities: Any
+    if labels.many:
+        probabilities = sum(predictions.probabilities for predictions in seeds) / len(seeds)
+    else:
+        probabilities = np.mean([predictions.probabilities for predictions in seeds], axis=0)
     true = own.true_marks(labels)
     texts, train_texts = read_texts(run.recipe, split), read_texts(run.recipe, "train")
     text_of = dict(zip(texts.ids, texts.texts, strict=True))

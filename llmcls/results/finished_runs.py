@@ -12,6 +12,7 @@ import numpy as np
 from llmcls.common.files import read_json, write_json
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.rule_comparison import compare_rules
 from llmcls.evaluation.scoring import uncertainty
@@ -22,6 +23,8 @@ from llmcls.evaluation.thresholds import (
     load_thresholds,
     save_thresholds,
 )
+from llmcls.evaluation.top_metrics import Frequencies, decided_metrics, top_uncertainty
+from llmcls.evaluation.top_scores import decide_top, shared_threshold
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.load import load_recipe
@@ -100,6 +103,13 @@ def labels_of(folder: RunFolder) -> LabelSpace:
     return read_label_space(folder.labels)
 
 
+def frequencies_of(run: FinishedRun) -> Frequencies:
+    """How frequent the labels were in the training of a run."""
+    found, train = read_json(run.folder.metrics)["data"]["train"], run.recipe.train
+    counts = np.array([found["labels"][name] for name in run.labels.names], dtype=np.int64)
+    return Frequencies(counts, found["rows"], train.propensity_a, train.propensity_b)
+
+
 def require_same_labels(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that cannot be averaged.
 
@@ -175,14 +185,14 @@ class Retuned:
     changes : dict
         The metrics of each split, before and after.
     predicted : dict of bool [rows, labels]
-        The new decisions of each split.
+        The new decisions of each split; with many labels sparse.
     """
 
     before: Thresholds | None
     after: Thresholds
     metrics: dict[str, Any]
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]]
-    predicted: dict[str, np.ndarray]
+    predicted: dict[str, Marks]
 
 
 def retune(run: FinishedRun, tuning: Tuning) -> Retuned:
@@ -200,22 +210,30 @@ def retune(run: FinishedRun, tuning: Tuning) -> Retuned:
         )
     read = {split: read_predictions(folder.predictions(split), labels) for split in folder.predicted_splits()}
     scored = {split: (found.probabilities, found.true_marks(labels)) for split, found in read.items()}
+    tune = shared_threshold if labels.many else tune_thresholds
     if tuning.rule == "fixed":
         thresholds = fixed_thresholds(len(labels.names), tuning.fixed, tuning.at_least_one)
     elif "validation" in scored:
-        thresholds = tune_thresholds(*scored["validation"], labels, tuning)
+        thresholds = tune(*scored["validation"], labels, tuning)
     else:
         raise UserError(f"{folder.path} has no predictions_validation.jsonl to tune on; use --rule fixed --value 0.5")
     metrics = read_json(folder.metrics)
-    metrics |= thresholds.described() | {"threshold_rules": compare_rules(scored, labels, tuning)}
+    metrics |= thresholds.described()
+    if not labels.many:
+        metrics["threshold_rules"] = compare_rules(scored, labels, tuning)
     changes, decided = {}, {}
     for split, found in read.items():
-        predicted = apply_thresholds(found.probabilities, thresholds, labels)
         before, marks = metrics[split], scored[split][1]
-        metrics[split] = before | evaluate_predictions(
-            found.probabilities, found.known_true, predicted, labels.names, labels.binary
-        )
-        metrics[split] |= uncertainty(marks, predicted, labels)
+        if labels.many:
+            predicted = decide_top(found.probabilities, thresholds, labels)
+            metrics[split] = before | decided_metrics(marks, predicted, labels, frequencies_of(run))
+            metrics[split] |= top_uncertainty(marks, predicted, labels)
+        else:
+            predicted = apply_thresholds(found.probabilities, thresholds, labels)
+            metrics[split] = before | evaluate_predictions(
+                found.probabilities, found.known_true, predicted, labels.names, labels.binary
+            )
+            metrics[split] |= uncertainty(marks, predicted, labels)
         changes[split] = before, metrics[split]
         decided[split] = predicted
     return Retuned(_stored_thresholds(folder, labels), thresholds, metrics, changes, decided)

@@ -25,6 +25,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     ),
     "baseline": ("Baseline", "A simple classifier for comparison. Fine-tuning has to beat it to be worth its cost."),
     "majority": ("Majority", "Gives every text the most frequent labels, without reading it."),
+    "tfidf_centroid": ("TF-IDF centroid", "Finds the labels whose training texts use the same words on average."),
     "tfidf_linear": ("TF-IDF + linear", "A classic classifier that counts words. It trains in seconds without a GPU."),
     "probe": (
         "Frozen + linear probe",

@@ -18,6 +18,7 @@ from llmcls.common.files import read_json, write_text
 from llmcls.evaluation.calibration import load_calibration
 from llmcls.evaluation.thresholds import load_thresholds
 from llmcls.recipe.load import load_recipe, recipe_to_dict
+from llmcls.recipe.metric_names import RANKED_METRICS
 from llmcls.recipe.schema import SECTIONS, Recipe
 from llmcls.recipe.shareable import hub_name, without_paths
 from llmcls.results.card_usage import Home, usage
@@ -36,7 +37,7 @@ ADAPTERS = {"lora": "LoRA", "rslora": "rank-stabilised LoRA", "dora": "DoRA"}
 # The figures of the card, and the type and average under which the hub lists some of them.
 FIGURES = (
     "f1_micro", "f1_macro", "f1_weighted", "precision_micro", "recall_micro", "accuracy", "average_precision_macro",
-    "roc_auc_macro", "calibration_error", "loss",
+    "roc_auc_macro", "calibration_error", "loss", *RANKED_METRICS,
 )  # fmt: skip
 HUB_METRICS = {
     "f1_micro": ("f1", "micro"), "f1_macro": ("f1", "macro"), "precision_micro": ("precision", "micro"),
@@ -201,7 +202,7 @@ def _results(recipe: Recipe, metrics: dict[str, Any], splits: list[str], baselin
     known = {name: scores[shown] for name, scores in baselines.items() if shown in scores}
     header = ["metric", shown, "95 % interval", *["at 0.5"] * cuts, *others, *(BASELINE_NAMES[n] for n in known)]
     rows = []
-    for name in FIGURES:
+    for name in (name for name in FIGURES if name in found):
         limits = intervals.get(name)
         rows.append([
             name,

@@ -46,7 +46,8 @@ def write_lines(lines: Iterable[str], output: Path, labels: LabelSpace, kind: st
     kind : str
         One of `FORMATS`. A CSV file has the columns "id", "labels", "true" if the labels are known, and
         "probability_<label>" for each label; several labels of a cell are separated by ``|``. In Parquet they are
-        lists.
+        lists. With many labels there is one column "probabilities" with those of the most probable labels: a JSON
+        object in a CSV file, a map in Parquet.
     """
     with replacing(output) as temporary:
         if kind == "csv":
@@ -63,9 +64,14 @@ def _write_csv(lines: Iterable[str], path: Path, labels: LabelSpace) -> None:
         writer = csv.writer(file, lineterminator="\n")
         for number, row in enumerate(map(json.loads, lines)):
             if number == 0:
-                writer.writerow([*_columns(row), *(f"probability_{name}" for name in labels.names)])
+                each = ["probabilities"] if labels.many else [f"probability_{name}" for name in labels.names]
+                writer.writerow([*_columns(row), *each])
             cells = [row["id"], *(joined(row[column], labels) for column in _columns(row)[1:])]
-            writer.writerow([*cells, *(row["probabilities"][name] for name in labels.names)])
+            found = row["probabilities"]
+            if labels.many:
+                writer.writerow([*cells, json.dumps(found, ensure_ascii=False)])
+            else:
+                writer.writerow([*cells, *(found[name] for name in labels.names)])
 
 
 def _write_parquet(lines: Iterable[str], path: Path, labels: LabelSpace) -> None:
@@ -75,7 +81,10 @@ def _write_parquet(lines: Iterable[str], path: Path, labels: LabelSpace) -> None
             columns: dict[str, Any] = {"id": pa.array([row["id"] for row in rows], pa.string())}
             for column in _columns(rows[0])[1:]:
                 columns[column] = pa.array([row[column] for row in rows], pa.list_(pa.string()))
-            for name in labels.names:
+            if labels.many:
+                pairs = [list(row["probabilities"].items()) for row in rows]
+                columns["probabilities"] = pa.array(pairs, pa.map_(pa.string(), pa.float64()))
+            for name in [] if labels.many else labels.names:
                 columns[f"probability_{name}"] = pa.array([row["probabilities"][name] for row in rows], pa.float64())
             table = pa.table(columns)
             writer = writer or pq.ParquetWriter(path, table.schema)

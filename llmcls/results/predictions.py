@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from llmcls.common.files import replacing
 from llmcls.common.user_error import UserError
-from llmcls.data.labels import LabelSpace, multi_hot, multi_hot_of_lists
+from llmcls.data.labels import LabelSpace, multi_hot
+from llmcls.data.marks import from_lists, multi_hot_of_lists
 from llmcls.data.splits import Split
+from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.scoring import CHUNK_ROWS, Evaluation
+from llmcls.evaluation.top_scores import kept_hits
 
 
 @dataclass
@@ -27,21 +31,23 @@ class Predictions:
     ----------
     ids : list of str
     probabilities : float32 [rows, labels]
+        With many labels sparse, of the most probable labels of each row.
     predicted : bool [rows, labels]
+        With many labels sparse.
     true : float32 [rows, labels] or int64 [rows], optional
         Label values as in a `Split`; None if the file has none.
     """
 
     ids: list[str]
-    probabilities: np.ndarray
-    predicted: np.ndarray
-    true: np.ndarray | None
+    probabilities: Marks
+    predicted: Marks
+    true: Marks | None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def known_true(self) -> np.ndarray:
+    def known_true(self) -> Marks:
         """The label values of predictions that have them, as those of a run do.
 
         Raises
@@ -53,15 +59,29 @@ class Predictions:
             raise ValueError("these predictions were made without true labels")
         return self.true
 
-    def true_marks(self, labels: LabelSpace) -> np.ndarray:
+    def true_marks(self, labels: LabelSpace) -> Marks:
         """The true labels, bool [rows, labels]."""
         return multi_hot(self.known_true, len(labels.names))
+
+
+def cells_of(predictions: Predictions, labels: LabelSpace, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and probability of all cells of every ``stride``-th row: bool [cells], float32 [cells].
+
+    With many labels, of the kept cells.
+    """
+    true: Any = predictions.true_marks(labels)[::stride]
+    probabilities: Any = predictions.probabilities[::stride]
+    if labels.many:
+        return kept_hits(probabilities, true), probabilities.data
+    return true.ravel(), probabilities.ravel()
 
 
 def prediction_lines(
     predictions: Predictions, labels: LabelSpace, kept: np.ndarray | None = None, sets: np.ndarray | None = None
 ) -> Iterator[str]:
     """One JSON line per row: id, the probability of every label, the predicted labels, and the true ones if known.
+
+    With many labels a line has the probabilities of the most probable labels only, in falling order.
 
     Parameters
     ----------
@@ -75,10 +95,9 @@ def prediction_lines(
     names = labels.names
     marks = None if predictions.true is None else multi_hot(predictions.true, len(names))
     for i, row_id in enumerate(predictions.ids):
-        scores = zip(names, predictions.probabilities[i], strict=True)
         line: dict[str, Any] = {
             "id": row_id,
-            "probabilities": {name: round(float(p), 9) for name, p in scores},
+            "probabilities": {name: round(float(p), 9) for name, p in _scores(predictions.probabilities, i, names)},
             "labels": _names(predictions.predicted[i] if kept is None else kept[i], names),
         }
         if kept is not None:
@@ -117,10 +136,14 @@ def read_predictions(path: Path, labels: LabelSpace) -> Predictions:
     chunks = list(read_prediction_chunks(path, labels))
     return Predictions(
         [row_id for chunk in chunks for row_id in chunk.ids],
-        np.concatenate([chunk.probabilities for chunk in chunks]),
-        np.concatenate([chunk.predicted for chunk in chunks]),
-        None if chunks[0].true is None else np.concatenate([c.true for c in chunks if c.true is not None]),
+        _stacked([chunk.probabilities for chunk in chunks]),
+        _stacked([chunk.predicted for chunk in chunks]),
+        None if chunks[0].true is None else _stacked([c.true for c in chunks if c.true is not None]),
     )
+
+
+def _stacked(parts: list[Marks]) -> Marks:
+    return sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
 
 
 def read_prediction_chunks(path: Path, labels: LabelSpace, rows: int = CHUNK_ROWS) -> Iterator[Predictions]:
@@ -130,14 +153,33 @@ def read_prediction_chunks(path: Path, labels: LabelSpace, rows: int = CHUNK_ROW
         while lines := [json.loads(line) for line in itertools.islice(file, rows)]:
             true = None
             if "true" in lines[0]:
-                marks = multi_hot_of_lists([[number[n] for n in line["true"]] for line in lines], len(number))
+                marks = _marks([[number[n] for n in line["true"]] for line in lines], labels)
                 true = marks.astype(np.float32) if labels.multi_label else marks.argmax(axis=1)
             yield Predictions(
                 [line["id"] for line in lines],
-                np.array([[line["probabilities"][n] for n in labels.names] for line in lines], dtype=np.float32),
-                multi_hot_of_lists([[number[n] for n in line["labels"]] for line in lines], len(number)),
+                _probabilities([line["probabilities"] for line in lines], number, labels),
+                _marks([[number[n] for n in line["labels"]] for line in lines], labels),
                 true,
             )
+
+
+def _marks(numbers: list[list[int]], labels: LabelSpace) -> Marks:
+    """Lists of label indices as bool [rows, labels]; sparse with many labels."""
+    if labels.many:
+        return from_lists(numbers, len(labels.names)).astype(bool)
+    return multi_hot_of_lists(numbers, len(labels.names))
+
+
+def _probabilities(lines: list[dict[str, float]], number: dict[str, int], labels: LabelSpace) -> Marks:
+    """The probabilities of some lines, float32 [rows, labels]; with many labels sparse, of those that are there."""
+    if not labels.many:
+        return np.array([[line[name] for name in labels.names] for line in lines], dtype=np.float32)
+    offsets = np.cumsum([0, *map(len, lines)])
+    numbers = np.array([number[name] for line in lines for name in line], dtype=np.int32)
+    values = np.array([value for line in lines for value in line.values()], dtype=np.float32)
+    found = sparse.csr_matrix((values, numbers, offsets), shape=(len(lines), len(number)))
+    found.sort_indices()
+    return found
 
 
 @contextmanager
@@ -151,12 +193,13 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_decisions(path: Path, labels: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
+def read_decisions(path: Path, labels: LabelSpace) -> tuple[Marks, Marks]:
     """The true labels and the decisions of a predictions file of a run, without its probabilities.
 
     Returns
     -------
     true, predicted : bool [rows, labels]
+        Sparse with many labels.
     """
     number = {name: i for i, name in enumerate(labels.names)}
     true, predicted = [], []
@@ -165,10 +208,10 @@ def read_decisions(path: Path, labels: LabelSpace) -> tuple[np.ndarray, np.ndarr
             line = json.loads(text)
             true.append([number[name] for name in line["true"]])
             predicted.append([number[name] for name in line["labels"]])
-    return multi_hot_of_lists(true, len(number)), multi_hot_of_lists(predicted, len(number))
+    return _marks(true, labels), _marks(predicted, labels)
 
 
-def rewrite_decisions(path: Path, predicted: np.ndarray, labels: LabelSpace) -> None:
+def rewrite_decisions(path: Path, predicted: Marks, labels: LabelSpace) -> None:
     """Replace the predicted labels in a predictions file, and nothing else.
 
     Parameters
@@ -186,8 +229,22 @@ def rewrite_decisions(path: Path, predicted: np.ndarray, labels: LabelSpace) -> 
             new.write(_dump(json.loads(text) | {"labels": _names(chosen, labels.names)}))
 
 
-def _names(marks: np.ndarray, names: list[str]) -> list[str]:
+def _names(marks: Any, names: list[str]) -> list[str]:
+    """The names of the marked labels of a row."""
+    if sparse.issparse(marks):
+        return [names[label] for label in marks.indices]
     return [name for name, on in zip(names, marks, strict=True) if on]
+
+
+def _scores(probabilities: Any, row: int, names: list[str]) -> Iterator[tuple[str, float]]:
+    """The names and probabilities of a row: of all labels, or of the kept ones in falling order."""
+    if not sparse.issparse(probabilities):
+        yield from zip(names, probabilities[row], strict=True)
+        return
+    part = slice(probabilities.indptr[row], probabilities.indptr[row + 1])
+    values, numbers = probabilities.data[part], probabilities.indices[part]
+    for i in np.lexsort((numbers, -values)):
+        yield names[numbers[i]], values[i]
 
 
 def _dump(line: dict[str, Any]) -> str:

@@ -114,6 +114,8 @@ def _page(source: Source) -> str:
         with_thresholds=source.has_thresholds,
         curves=report_plots.curves(source),
         labels=report_tables.labels(source),
+        bands=report_tables.bands(source),
+        all_labels=len(source.labels.names),
         quality=quality,
         confusions=confusions,
         texts=texts,

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from scipy import sparse
 
+from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.diagrams import confusion_matrix, precision_recall, reliability
 from llmcls.recipe.defaults import selection_metric
 from llmcls.recipe.metric_names import in_words
+from llmcls.results.predictions import Predictions, cells_of
 from llmcls.results.report_charts import Axes, Line, Point, heat_map, line_chart
 from llmcls.results.report_source import SeedResult, Source
 
@@ -82,7 +85,7 @@ def quality(source: Source) -> dict[str, Any]:
     }
 
 
-def _precision_recall(source: Source, true: np.ndarray) -> Markup:
+def _precision_recall(source: Source, true: Marks) -> Markup:
     """Precision over recall of each seed: of the positive class, or of all decisions."""
     lines, dots = [], []
     counted = slice(1, 2) if source.labels.binary else slice(None)
@@ -90,49 +93,71 @@ def _precision_recall(source: Source, true: np.ndarray) -> Markup:
         marks = found.true_marks(source.labels)
         of, scores, predicted = (m[:, counted] for m in (marks, found.probabilities, found.predicted))
         name = f"seed {seed.seed}" if len(source.seeds) > 1 else "by probability"
-        points = precision_recall(of[:: _stride(source)].ravel(), scores[:: _stride(source)].ravel())
-        lines.append(Line(name, points, number))
-        if of.any() and predicted.any():
-            hits = int((of & predicted).sum())
+        if source.labels.many:
+            cells, share = cells_of(found, source.labels, _stride(source)), _share_kept(found, source)
+        else:
+            cells, share = (of[:: _stride(source)].ravel(), scores[:: _stride(source)].ravel()), 1.0
+        lines.append(Line(name, [(recall * share, p) for recall, p in precision_recall(*cells)], number))
+        if of.sum() and predicted.sum():
+            hits = int(of.multiply(predicted).sum() if source.labels.many else (of & predicted).sum())
             here = [(hits / int(of.sum()), hits / int(predicted.sum()))]
             dots.append(Line("decisions", here, number, marked=True, joined=False))
     what = (source.labels.names[1] if source.labels.binary else "all labels together") + _of_some(source)
     return line_chart(lines + dots, Axes(f"Precision over recall, {what}", "recall", "precision", whole=True))
 
 
+def _share_kept(found: Predictions, source: Source) -> float:
+    """The share of the true labels that are among the kept ones: with many labels, the largest recall of a curve."""
+    hits, _ = cells_of(found, source.labels)
+    return float(hits.sum() / max(1, found.true_marks(source.labels).sum()))
+
+
 def _stride(source: Source) -> int:
     """Every which row the curves of all labels are drawn from: 1 for all, 2 for every second."""
-    rows, labels = source.predictions[0].probabilities.shape
-    return max(1, -(-rows * labels // MOST_CELLS))
+    found: Any = source.predictions[0].probabilities
+    cells = found.nnz if source.labels.many else found.shape[0] * found.shape[1]
+    return max(1, -(-cells // MOST_CELLS))
 
 
 def _of_some(source: Source) -> str:
     """A remark on curves that are not drawn from all rows."""
     rows, stride = len(source.predictions[0]), _stride(source)
-    return "" if stride == 1 else f", {len(range(0, rows, stride)):,} of {rows:,} texts"
+    kept = f", the {source.recipe.train.top_labels} most probable of each text" if source.labels.many else ""
+    return kept if stride == 1 else f"{kept}, {len(range(0, rows, stride)):,} of {rows:,} texts"
 
 
-def _of_labels(source: Source, true: np.ndarray) -> list[Markup]:
+def _of_labels(source: Source, true: Marks) -> list[Markup]:
     """Precision over recall of the most frequent labels, mean probabilities of the seeds."""
     if source.labels.binary or any(found.ids != source.predictions[0].ids for found in source.predictions):
         return []
-    order = np.argsort(-true.sum(axis=0), kind="stable")[:SHOWN_CURVES]
+    order = np.argsort(-np.asarray(true.sum(axis=0)).ravel(), kind="stable")[:SHOWN_CURVES]
     return [
         line_chart(
-            [Line("by probability", precision_recall(true[:, i], source.mean_probabilities[:, i]))],
+            [Line("by probability", precision_recall(_column(true, i), _column(source.mean_probabilities, i)))],
             Axes(source.labels.names[i], "recall", "precision", whole=True, small=True),
         )
         for i in order
-        if true[:, i].any()
+        if true[:, i].sum()
     ]
+
+
+def _column(marks: Marks, label: int) -> np.ndarray:
+    """The column of a label, [rows]."""
+    column = marks[:, [label]]
+    found: np.ndarray = (column.toarray() if sparse.issparse(column) else column).ravel()
+    return found
 
 
 def _calibration(source: Source) -> Markup:
     """Predicted probability against observed frequency, for each seed."""
     lines = []
     for number, (seed, found) in enumerate(zip(source.seeds, source.predictions, strict=True)):
-        marks = found.true_marks(source.labels)[:: _stride(source)]
-        bins = reliability(found.probabilities[:: _stride(source)], marks, source.labels.multi_label)
+        if source.labels.many:
+            true, scores = cells_of(found, source.labels, _stride(source))
+        else:
+            true = found.true_marks(source.labels)[:: _stride(source)]
+            scores = found.probabilities[:: _stride(source)]
+        bins = reliability(scores, true, source.labels.multi_label)
         name = f"seed {seed.seed}"
         lines.append(Line(name, [(b.predicted, b.observed) for b in bins], number, marked=True))
     return line_chart(

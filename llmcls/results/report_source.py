@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcls.common.files import read_json
 from llmcls.data.labels import LabelSpace
-from llmcls.evaluation.bootstrap import mean_intervals
+from llmcls.evaluation.bootstrap import Marks, mean_intervals
 from llmcls.evaluation.thresholds import Thresholds, load_thresholds
 from llmcls.recipe.schema import Recipe
 from llmcls.results.predictions import Predictions, read_predictions
@@ -133,8 +133,11 @@ class Source:
         return mean_intervals(true, [found.predicted for found in self.predictions], binary=self.labels.binary)
 
     @cached_property
-    def mean_probabilities(self) -> np.ndarray:
+    def mean_probabilities(self) -> Marks:
         """The mean probabilities of the runs on the last split, float [rows, labels]."""
+        if self.labels.many:
+            total: Any = sum(found.probabilities for found in self.predictions)
+            return total / len(self.predictions)
         return np.asarray(np.mean([found.probabilities for found in self.predictions], axis=0))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcls.evaluation.bootstrap import bootstrap_intervals
+from llmcls.evaluation.bootstrap import Marks, bootstrap_intervals
 from llmcls.recipe.metric_names import headline, in_words
 from llmcls.recipe.shareable import without_paths
 from llmcls.results.cells import BASELINE_NAMES, shown_baselines
@@ -19,6 +19,8 @@ from llmcls.results.verdict import judged_metric
 # Rows of a long table that are shown before someone asks for all.
 SHOWN_LABELS = 40
 SEARCH_FROM = 20
+# Labels in the table where there are many.
+MOST_FREQUENT, WORST = 200, 100
 
 
 def title(source: Source) -> str:
@@ -62,9 +64,9 @@ def result(source: Source) -> dict[str, Any]:
     }
 
 
-def _interval_of(source: Source, decisions: np.ndarray | None, metric: str) -> list[float] | None:
+def _interval_of(source: Source, decisions: Marks | None, metric: str) -> list[float] | None:
     """The interval of a baseline; None if its decisions are not those of the predicted rows."""
-    if decisions is None or len(decisions) != len(source.predictions[0]):
+    if decisions is None or decisions.shape[0] != len(source.predictions[0]):
         return None
     true = source.predictions[0].true_marks(source.labels)
     return bootstrap_intervals(true, decisions, binary=source.labels.binary).get(metric)
@@ -103,7 +105,7 @@ def overview(source: Source) -> list[dict[str, Any]]:
 
 
 def labels(source: Source) -> list[dict[str, Any]]:
-    """Every label, the most frequent one first."""
+    """Every label, the most frequent one first; of many labels the most frequent ones, then the worst ones."""
     split = source.splits[-1] if source.splits else None
     counts = source.seeds[0].metrics.get("data", {}).get("train", {}).get("labels", {})
     shown = np.mean([found.values for found in source.thresholds], axis=0).tolist() if source.thresholds else []
@@ -119,7 +121,29 @@ def labels(source: Source) -> list[dict[str, Any]]:
         decides = source.labels.multi_label or (source.labels.binary and number == 1)
         row["threshold"] = shown[number] if decides and shown else None
         rows.append(row)
-    return sorted(rows, key=lambda row: -(row["support"] if row["support"] is not None else row["train"] or 0))
+    rows.sort(key=lambda row: -(row["support"] if row["support"] is not None else row["train"] or 0))
+    if not source.labels.many:
+        return rows
+    found = [row for row in rows[MOST_FREQUENT:] if row["support"] and row["f1"] is not None]
+    # Of two labels with the same F1, the more frequent one has more to gain.
+    return [*rows[:MOST_FREQUENT], *sorted(found, key=lambda row: row["f1"])[:WORST]]
+
+
+def bands(source: Source) -> list[dict[str, Any]]:
+    """Labels by their frequency in training, and the mean F1 of each band; empty where labels are few."""
+    if not source.splits or "bands" not in source.seeds[0].metrics[source.splits[-1]]:
+        return []
+    split = source.splits[-1]
+    first = source.seeds[0].metrics[split]["bands"]
+    above, rows = None, []
+    for name, band in first.items():
+        each = [seed.metrics[split]["bands"][name] for seed in source.seeds]
+        means = {key: mean_of([found[f"{key}_macro"] for found in each]) for key in ("f1", "precision", "recall")}
+        last = f" to {above - 1:,}" if above else " and more"
+        counts = {key: band[key] for key in ("labels", "evaluated", "support")}
+        rows.append({"name": name, "rows": f"{band['from']:,}{last}", **counts, **means})
+        above = band["from"]
+    return rows
 
 
 def rules(source: Source) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmcls.common.user_error import UserError
+from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.mistakes import confident_mistakes, excerpt, label_errors
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.report_source import Source
@@ -44,8 +45,11 @@ def texts_to_look_at(source: Source) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _agreed(source: Source) -> np.ndarray:
+def _agreed(source: Source) -> Marks:
     """What most seeds decided, bool [rows, labels]; of classes, the most probable one on average."""
+    if source.labels.many:
+        votes: Any = sum(found.predicted.astype(np.float32) for found in source.predictions)
+        return votes > len(source.seeds) / 2
     if source.labels.multi_label or len(source.seeds) == 1:
         return np.asarray(np.mean([found.predicted for found in source.predictions], axis=0) > 0.5)
     best = source.mean_probabilities.argmax(axis=1)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from llmcls.data.labels import LabelSpace
+from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, fixed_thresholds, load_thresholds
+from llmcls.evaluation.top_scores import decide_top, shared_objective, shared_threshold
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.load import load_recipe
 from llmcls.results.predictions import Predictions, read_predictions
@@ -62,12 +62,14 @@ def same_rule(runs: list[RunFolder], labels: LabelSpace) -> tuple[str, Tuning | 
     tuning = Tuning.of(load_recipe(runs[0].recipe).train)
     if tuning.rule == "fixed" or not all(run.predictions("validation").is_file() for run in runs):
         return "0.5", None
+    if labels.many:
+        return f"global for {shared_objective(tuning, labels).name}", tuning
     # "auto" could come to another rule for each run.
     plan = tuning.plan(labels)
     return f"{plan.rule.replace('_', ' ')} for {plan.objective.name}", replace(tuning, rule=plan.rule)
 
 
-def decide_by(run: RunFolder, predictions: Predictions, labels: LabelSpace, tuning: Tuning | None) -> np.ndarray:
+def decide_by(run: RunFolder, predictions: Predictions, labels: LabelSpace, tuning: Tuning | None) -> Marks:
     """The decisions of a run by a rule from `same_rule`, bool [rows, labels].
 
     Parameters
@@ -79,6 +81,11 @@ def decide_by(run: RunFolder, predictions: Predictions, labels: LabelSpace, tuni
     tuning : Tuning, optional
     """
     thresholds = fixed_thresholds(len(labels.names))
+    if labels.many:
+        if tuning is not None:
+            known = read_predictions(run.predictions("validation"), labels)
+            thresholds = shared_threshold(known.probabilities, known.true_marks(labels), labels, tuning)
+        return decide_top(predictions.probabilities, thresholds, labels)
     if tuning is not None:
         known = read_predictions(run.predictions("validation"), labels)
         thresholds = tune_thresholds(known.probabilities, known.true_marks(labels), labels, tuning)

@@ -8,7 +8,29 @@ from pathlib import Path
 from llmcls.common.files import read_json
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
+from llmcls.data.marks import MANY_LABELS
 from llmcls.recipe.schema import ProblemType
+
+
+def require_few(labels: LabelSpace, command: str) -> None:
+    """Refuse a run with many labels, of which only the most probable ones of each text are known.
+
+    Parameters
+    ----------
+    labels : LabelSpace
+    command : str
+        What needs the probabilities of all labels.
+
+    Raises
+    ------
+    UserError
+        If there are more than `MANY_LABELS`.
+    """
+    if labels.many:
+        raise UserError(
+            f"{command} needs the probabilities of all labels; this run has {len(labels.names):,}, and above "
+            f"{MANY_LABELS:,} only the most probable ones of each text are kept"
+        )
 
 
 def read_label_space(path: Path) -> LabelSpace:

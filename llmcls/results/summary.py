@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcls.common.files import read_json, write_json, write_text
 from llmcls.recipe.load import load_recipe
-from llmcls.recipe.metric_names import POSITIVE_METRICS
+from llmcls.recipe.metric_names import POSITIVE_METRICS, RANKED_METRICS
 from llmcls.results.cells import BASELINE_NAMES, format_number, shown_baselines
 from llmcls.results.markdown import escaped
 from llmcls.results.next_steps import next_steps
@@ -19,7 +19,7 @@ from llmcls.results.verdict import verdict_on
 
 SUMMARY_METRICS = (
     *POSITIVE_METRICS, "f1_micro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro",
-    "accuracy", "average_precision_micro", "average_precision_macro", "hamming_loss", "loss",
+    "accuracy", "average_precision_micro", "average_precision_macro", "hamming_loss", "loss", *RANKED_METRICS,
 )  # fmt: skip
 # Shown with thresholds of 0.5 too.
 AT_HALF_METRICS = ("f1_positive", "f1_micro", "f1_macro")

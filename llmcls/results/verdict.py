@@ -23,7 +23,7 @@ RESAMPLES = 1000
 # Baselines in words, the ones that are hardest to beat first.
 IN_WORDS = {
     "probe": "the frozen model with a linear probe", "tfidf_linear": "TF-IDF with a linear model",
-    "majority": "the most frequent labels",
+    "tfidf_centroid": "the nearest centroid of TF-IDF features", "majority": "the most frequent labels",
 }  # fmt: skip
 
 

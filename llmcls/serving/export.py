@@ -25,6 +25,7 @@ from llmcls.results.card_usage import Home
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import FinishedRun
 from llmcls.results.model_card import model_card
+from llmcls.results.saved_labels import require_few
 from llmcls.serving.modelling import CLASS, FILE, modelling_source
 from llmcls.serving.onnx_graph import require_onnx, write_onnx
 from llmcls.serving.proof import SCRIPT, Proof, measure_speed, prove
@@ -90,6 +91,7 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
         If the run does something that no `transformers` folder can do, has no predictions to compare with, or the
         folder predicts otherwise than the run.
     """
+    require_few(run.labels, "llmcls export")
     _refuse_what_cannot_travel(run, options)
     if not run.folder.predicted_splits():
         raise UserError(f"{run.folder.path} has no predictions to compare an export with; train with data.val_csv")

@@ -13,9 +13,11 @@ from llmcls.common.user_error import UserError
 from llmcls.data.encoding import join_text_fields
 from llmcls.data.tables import cell_text
 from llmcls.evaluation.thresholds import apply_thresholds, mean_thresholds
+from llmcls.evaluation.top_scores import decide_top, top_of
 from llmcls.recipe.schema import Recipe
 from llmcls.results.finished_runs import FinishedRun, require_same_labels
 from llmcls.results.predictions import Predictions, prediction_lines
+from llmcls.results.saved_labels import require_few
 from llmcls.serving.loaded import load_runs
 
 # Texts that are read before the first is answered; on a terminal, each is answered at once.
@@ -43,6 +45,8 @@ def classify_stream(runs: Sequence[FinishedRun], rows: Iterable[Row], chunk: int
         If the runs have different labels, or a text cannot be read.
     """
     require_same_labels(runs)
+    if len(runs) > 1:
+        require_few(runs[0].labels, "predicting with several runs")
     loaded, labels, remaining = load_runs(runs), runs[0].labels, iter(rows)
     thresholds = mean_thresholds([run.thresholds for run in loaded])
     first = 0
@@ -50,8 +54,13 @@ def classify_stream(runs: Sequence[FinishedRun], rows: Iterable[Row], chunk: int
         texts = [text for _, text in some]
         each = [run.probabilities(run.tokens(texts, first)) for run in loaded]
         probabilities: np.ndarray = np.stack(each).mean(axis=0)
-        predicted = apply_thresholds(probabilities, thresholds, labels)
-        yield from prediction_lines(Predictions([row_id for row_id, _ in some], probabilities, predicted, None), labels)
+        ids = [row_id for row_id, _ in some]
+        if labels.many:
+            scores = top_of(probabilities, runs[0].recipe.train.top_labels)
+            found = Predictions(ids, scores.probabilities, decide_top(scores.probabilities, thresholds, labels), None)
+        else:
+            found = Predictions(ids, probabilities, apply_thresholds(probabilities, thresholds, labels), None)
+        yield from prediction_lines(found, labels)
         first += len(some)
 
 

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import sparse
 
 from llmcls.data.encoding import encode_texts, whole_texts
 from llmcls.data.label_cells import look_alikes
 from llmcls.data.labels import LabelSpace, count_positives
+from llmcls.data.marks import Values, labels_per_row
 from llmcls.data.splits import Split
 from llmcls.data.tables import read_table
 from llmcls.recipe.schema import Recipe
@@ -80,7 +82,7 @@ def _label_remarks(inputs: Inputs) -> Iterator[str]:
     labels, values = inputs.labels, inputs.train_split.known_labels
     if not labels.multi_label:
         return
-    per_row = values.sum(axis=1)
+    per_row = labels_per_row(values)
     yield (
         f"labels of a training row: {per_row.mean():.2f} on average, at most {int(per_row.max())}; "
         f"{(per_row == 0).mean():.1%} of the rows have none"
@@ -90,16 +92,21 @@ def _label_remarks(inputs: Inputs) -> Iterator[str]:
         yield f"labels that come together: {'; '.join(pairs[:5])}"
 
 
-def _pairs(values: np.ndarray, labels: LabelSpace) -> list[str]:
+def _pairs(values: Values, labels: LabelSpace) -> list[str]:
     """Labels most of whose rows also have another label, the most frequent first."""
-    counts = values.sum(axis=0)
+    counts = np.asarray(values.sum(axis=0)).ravel()
     both = values.T @ values
-    np.fill_diagonal(both, 0)
+    if sparse.issparse(both):
+        both.setdiag(0)
+    else:
+        np.fill_diagonal(both, 0)
+    others, most = np.asarray(both.argmax(axis=1)).ravel(), both.max(axis=1)
+    most = most.toarray().ravel() if sparse.issparse(most) else most
     found = []
     for label in np.argsort(-counts, kind="stable"):
-        other = int(both[label].argmax())
-        if counts[label] >= FEW and both[label, other] >= TOGETHER * counts[label]:
-            share = both[label, other] / counts[label]
+        other = int(others[label])
+        if counts[label] >= FEW and most[label] >= TOGETHER * counts[label]:
+            share = most[label] / counts[label]
             found.append(f"{labels.names[label]} with {labels.names[other]} ({share:.0%} of {int(counts[label])} rows)")
     return found
 

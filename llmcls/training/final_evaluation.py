@@ -14,8 +14,10 @@ from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
 from llmcls.evaluation.metrics import headline_text
 from llmcls.evaluation.rule_comparison import compare_rules
-from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split, uncertainty
+from llmcls.evaluation.scoring import Evaluation, Scorer, evaluate_logits, score_split, uncertainty
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
+from llmcls.evaluation.top_metrics import decision_metrics, evaluate_top, ranked_text, top_uncertainty
+from llmcls.evaluation.top_scores import decide_top, score_top, shared_threshold
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.defaults import selection_metric
 from llmcls.results.predictions import write_predictions
@@ -79,6 +81,10 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
     splits = {name: split for name, split in named.items() if split is not None}
     whole = named | {"train": setup.train_split}
     metrics["data"] = {name: row_counts(split, setup.labels) for name, split in whole.items() if split is not None}
+    if setup.labels.many:
+        thresholds = _measure_many(setup, scorer, splits, metrics, progress.step)
+        _log_time(setup, progress)
+        return FinalEvaluation(metrics, thresholds, Calibration())
     logits = {name: score_split(scorer, split) for name, split in splits.items()}
     beat("tuning thresholds and calibration")
     thresholds, calibration = _decide(setup, logits.get("validation"))
@@ -109,10 +115,64 @@ def evaluate_run(setup: TrainingSetup, scorer: Scorer, test_split: Split | None,
         _warn_if_half_is_better(rules, thresholds.rule, selection_metric(setup.recipe))
     if thresholds.reason:
         log.info("seed %d  thresholds: %s  (%s)", setup.seed, thresholds.rule, thresholds.reason)
-    log.info(
-        "seed %d  trained in %s, %.1f samples/s", setup.seed, duration(progress.seconds), progress.samples / seconds
-    )
+    _log_time(setup, progress)
     return FinalEvaluation(metrics, thresholds, calibration)
+
+
+def _measure_many(
+    setup: TrainingSetup, scorer: Scorer, splits: dict[str, Split], metrics: dict[str, Any], step: int
+) -> Thresholds:
+    """The part of `evaluate_run` that scores, decides and measures, where there are many labels.
+
+    Parameters
+    ----------
+    setup, scorer
+        As for `evaluate_run`.
+    splits : dict of Split
+    metrics : dict
+        Gets the metrics of each split.
+    step : int
+
+    Returns
+    -------
+    Thresholds
+        One for all labels, tuned on validation.
+    """
+    labels, train, thresholds = setup.labels, setup.recipe.train, setup.thresholds
+    if "validation" in splits:
+        scores = {"validation": score_top(scorer, splits["validation"], train.top_labels)}
+        true = splits["validation"].known_labels.astype(bool)
+        thresholds = shared_threshold(scores["validation"].probabilities, true, labels, Tuning.of(train))
+    else:
+        scores = {}
+    metrics |= thresholds.described()
+    for name, split in splits.items():
+        beat(f"measuring {name}")
+        found = scores.pop(name, None) or score_top(scorer, split, train.top_labels)
+        true = split.known_labels.astype(bool)
+        predicted = decide_top(found.probabilities, thresholds, labels)
+        metrics[name] = evaluate_top(found, true, predicted, labels, setup.frequencies)
+        setup.record(step, f"final_{name}", scalars(metrics[name]))
+        log.info(
+            "seed %d  %-10s  %s  %s  loss %.4f", setup.seed, name, headline_text(metrics[name], labels.problem_type),
+            ranked_text(metrics[name]), metrics[name]["loss"],
+        )  # fmt: skip
+        if name == "train":
+            continue
+        plain = decide_top(found.probabilities, fixed_thresholds(len(labels.names)), labels)
+        metrics.setdefault("at_half", {})[name] = decision_metrics(true, plain)
+        # The intervals are the same on every rank, and take a minute on large splits.
+        if setup.accelerator.is_main_process:
+            metrics[name] |= top_uncertainty(true, predicted, labels)
+            evaluation = Evaluation(found.probabilities, predicted, metrics[name])
+            write_predictions(setup.folder.predictions(name), split, evaluation, labels)
+    log.info("seed %d  threshold %.4f  (%s)", setup.seed, thresholds.values[0], thresholds.reason or "fixed")
+    return thresholds
+
+
+def _log_time(setup: TrainingSetup, progress: Progress) -> None:
+    speed = progress.samples / max(progress.seconds, 1e-9)
+    log.info("seed %d  trained in %s, %.1f samples/s", setup.seed, duration(progress.seconds), speed)
 
 
 def _warn_if_half_is_better(rules: dict[str, dict[str, Any]], rule: str, metric: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,17 @@ from accelerate import Accelerator, PartialState
 from llmcls.data.findings import warn_about_leaks, warn_about_rows
 from llmcls.data.holdout import held_out_rows, kept_rows
 from llmcls.data.labels import LabelSpace, label_space
+from llmcls.data.marks import MANY_LABELS
 from llmcls.data.splits import Split, tokenize_split, warn_about_split
 from llmcls.data.subset import chosen_rows, part_of
 from llmcls.data.tables import read_table
 from llmcls.engine.agreement import first_process_first
 from llmcls.model.label_weights import check_label_weights
 from llmcls.model.pretrained import load_tokenizer
+from llmcls.recipe.checks import check_for_labels
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ def load_inputs(recipe: Recipe, accelerator: Accelerator | PartialState) -> Inpu
     with first_process_first(accelerator, accelerator.is_local_main_process):
         table = read_table(data.train_csv, "data.train_csv", data)
         labels = label_space(recipe, table)
+        check_for_labels(recipe, len(labels.names), labels.many)
+        if labels.many:
+            log.info(
+                "%s labels: they are kept sparse, and of each text the %d most probable ones (more than %d labels)",
+                f"{len(labels.names):,}", recipe.train.top_labels, MANY_LABELS,
+            )  # fmt: skip
         check_label_weights(recipe, labels)
         whole = tokenize_split(table, "train", data.train_csv, recipe, tokenizer, labels)
         held = held_out_rows(whole.known_labels, whole.known_digests, labels, data)

@@ -23,6 +23,7 @@ from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoc
 from llmcls.engine.accelerator import any_rank, gradients_kept_local
 from llmcls.engine.shards import check_shards
 from llmcls.evaluation.scoring import Scorer, score_split
+from llmcls.evaluation.top_scores import score_top
 from llmcls.recipe.defaults import selection_metric
 from llmcls.training.best_checkpoints import save_best
 from llmcls.training.checkpoints import Progress
@@ -31,7 +32,7 @@ from llmcls.training.interval import LoggingInterval
 from llmcls.training.optimizer import learning_rate_factor, set_learning_rate
 from llmcls.training.out_of_memory import StepTooLarge, noticing_too_large_steps, with_smaller_batches
 from llmcls.training.progress_bar import Course, StepDisplay
-from llmcls.training.selection import Validation, judge, validate, warn_if_constant
+from llmcls.training.selection import Validation, judge, validate, validate_top, warn_if_constant
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.timed_checkpoints import TimedCheckpoints
 
@@ -225,7 +226,10 @@ def _is_best(setup: TrainingSetup, scorer: Scorer, progress: Progress) -> bool:
     if split is None:
         progress.best_step = progress.step
     else:
-        found = validate(score_split(scorer, split), split, setup.labels, setup.recipe.train)
+        if setup.labels.many:
+            found = validate_top(setup, score_top(scorer, split, setup.recipe.train.top_labels), split)
+        else:
+            found = validate(score_split(scorer, split), split, setup.labels, setup.recipe.train)
         name = selection_metric(setup.recipe)
         if found.metrics[name] is None:
             raise setup.recipe.error(

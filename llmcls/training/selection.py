@@ -19,10 +19,13 @@ from llmcls.evaluation.metrics import to_probabilities
 from llmcls.evaluation.objective import Average, Objective, measure
 from llmcls.evaluation.scoring import evaluate_logits
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds
+from llmcls.evaluation.top_metrics import decision_metrics, evaluate_top
+from llmcls.evaluation.top_scores import TopScores, decide_top, shared_threshold
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.metric_names import metric_direction
 from llmcls.recipe.schema import TrainSection
 from llmcls.training.checkpoints import Progress
+from llmcls.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,19 @@ def validate(logits: np.ndarray, split: Split, labels: LabelSpace, train: TrainS
     return Validation(scalars, thresholds.rule, at_half)
 
 
+def validate_top(setup: TrainingSetup, scores: TopScores, split: Split) -> Validation:
+    """As `validate`, where there are many labels."""
+    labels, true = setup.labels, split.known_labels.astype(bool)
+    thresholds = shared_threshold(scores.probabilities, true, labels, Tuning.of(setup.recipe.train))
+    metrics = evaluate_top(
+        scores, true, decide_top(scores.probabilities, thresholds, labels), labels, setup.frequencies
+    )
+    plain = decision_metrics(true, decide_top(scores.probabilities, setup.thresholds, labels))
+    at_half = {name: plain[name] for name in ("f1_micro", "f1_macro")}
+    scalars = {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
+    return Validation(scalars, thresholds.rule, at_half)
+
+
 def judge(progress: Progress, name: str, metrics: dict[str, Any]) -> bool:
     """Whether an evaluation is the best so far; counts the ones since the best.
 
@@ -111,9 +127,14 @@ def warn_if_constant(history: list[dict[str, Any]], name: str) -> None:
     """
     values = [entry["validation"][name] for entry in history if "validation" in entry]
     recent, before = values[-CONSTANT_EVALUATIONS:], values[:-CONSTANT_EVALUATIONS][-1:]
+    other = (
+        "average_precision_macro"
+        if "average_precision_macro" in history[-1].get("validation", {})
+        else "precision_at_5"
+    )
     if len(recent) == CONSTANT_EVALUATIONS and len(set(recent)) == 1 and before != recent[:1]:
         log.warning(
             "%s was %.4f in the last %d evaluations, so the validation loss decides which model is best; if it stays "
-            "so, set train.metric_for_best_model=average_precision_macro or train.thresholds=auto",
-            name, recent[-1], CONSTANT_EVALUATIONS,
+            "so, set train.metric_for_best_model=%s or train.thresholds=auto",
+            name, recent[-1], CONSTANT_EVALUATIONS, other,
         )  # fmt: skip

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 
 from llmcls.data.batches import BatchSpec, Step, balanced_weights, steps_per_epoch
 from llmcls.data.labels import LabelSpace, count_positives, multi_hot
+from llmcls.data.marks import largest_weights
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import autocast_dtype
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
+from llmcls.evaluation.top_metrics import Frequencies
 from llmcls.model.label_weights import label_weights, mean_weight
 from llmcls.model.losses import Loss, build_loss
 from llmcls.recipe.schema import Recipe
@@ -103,11 +105,21 @@ class TrainingSetup:
         return 1.0 / mean_weight(values[rows], self.label_weights)
 
     @cached_property
+    def frequencies(self) -> Frequencies:
+        """How frequent the labels are in training."""
+        counts, train = count_positives(self.train_split.known_labels, self.labels), self.recipe.train
+        return Frequencies(counts, len(self.train_split), train.propensity_a, train.propensity_b)
+
+    @cached_property
     def row_weights(self) -> np.ndarray | None:
         """How often rows are drawn, float64 [rows]; None if each is drawn once per epoch."""
         if self.recipe.train.sampling == "uniform":
             return None
-        return balanced_weights(multi_hot(self.train_split.known_labels, len(self.labels.names)))
+        values = self.train_split.known_labels
+        if self.labels.many:
+            counts = np.maximum(count_positives(values, self.labels), 1)
+            return largest_weights(values, np.sqrt(counts.max() / counts))
+        return balanced_weights(multi_hot(values, len(self.labels.names)))
 
     @property
     def thresholds(self) -> Thresholds:

@@ -26,11 +26,12 @@ from llmcls.engine.accelerator import unwrapped
 from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.engine.full_state import set_trained_weights
 from llmcls.evaluation.baseline_store import Baseline
-from llmcls.evaluation.baselines import baseline_key, log_baseline, measure_baseline
+from llmcls.evaluation.baselines import baseline_key, measure_baseline
 from llmcls.evaluation.metrics import to_probabilities
 from llmcls.evaluation.probe import Evidence, Probe, fit_probe, label_probe
 from llmcls.evaluation.scoring import Scorer
 from llmcls.evaluation.states import collect_states, state_chunks
+from llmcls.evaluation.top_baselines import log_baseline
 from llmcls.model.head import head_linear
 from llmcls.recipe.schema import Recipe
 from llmcls.training.inputs import Inputs
@@ -129,6 +130,8 @@ def _plan(setup: TrainingSetup, inputs: Inputs, linear: nn.Linear | None) -> Pla
     obstacle = None
     if linear is None:
         obstacle = "the model has no linear head"
+    elif setup.labels.many:
+        obstacle = f"a probe of {len(setup.labels.names):,} labels would take hours"
     elif _rows(setup, linear) * linear.in_features * linear.out_features > QUICK_FIT:
         obstacle = "fitting it would take long"
     head = "probe" if wanted == "auto" else wanted
@@ -141,9 +144,10 @@ def _plan(setup: TrainingSetup, inputs: Inputs, linear: nn.Linear | None) -> Pla
         return Plan(head, baseline=False)
     if recipe.exp.baselines is None and head != "probe" and obstacle is None:
         obstacle = _too_long(setup, inputs)
-    baseline = linear is not None and (obstacle is None or head == "probe" or recipe.exp.baselines is True)
+    possible = linear is not None and not setup.labels.many
+    baseline = possible and (obstacle is None or head == "probe" or recipe.exp.baselines is True)
     if not baseline:
-        advice = "" if linear is None else "; set exp.baselines=true to run it"
+        advice = "" if not possible else "; set exp.baselines=true to run it"
         log.info("the baseline of a linear probe is skipped: %s%s", obstacle, advice)
     return Plan(head, baseline)
 

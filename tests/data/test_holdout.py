@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llmcls.common.user_error import UserError
-from llmcls.data.holdout import held_out_rows, rows_of_split, sparse_marks, stratified_part
+from llmcls.data.holdout import held_out_rows, rows_of_split, stratified_part
 from llmcls.data.labels import LabelSpace
+from llmcls.data.marks import sparse_marks
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import DataSection
 from tests.helpers import read_rows, refusal

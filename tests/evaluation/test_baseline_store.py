@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from llmcls.common.files import write_json
 from llmcls.evaluation.baseline_store import Baseline, BaselineStore
@@ -45,3 +46,13 @@ def test_a_file_of_an_older_version_is_made_again(store: BaselineStore) -> None:
     write_json(store.metrics, {"of": "key", "baselines": {"majority": {"test": {"f1_micro": 0.1}}}})
     assert store.key("texts") is None
     assert store.read() == {}
+
+
+def test_sparse_decisions_come_back_as_they_were(store: BaselineStore) -> None:
+    decisions = sparse.csr_matrix(np.array([[True, False, True], [False, False, False]]))
+    store.write("texts", "a", {"majority": Baseline({"test": {}}, {"test": decisions})})
+    store.write("probe", "b", {"probe": baseline(0.3)})
+    found = store.decisions_on("test")
+    assert set(found) == {"majority", "probe"}
+    assert found["majority"].dtype == bool
+    assert (found["majority"] != decisions).nnz == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from llmcls.data import marks
 from llmcls.data.labels import LabelSpace
 from llmcls.results.prediction_formats import format_of, write_lines
 
@@ -68,3 +69,13 @@ def test_the_extension_decides_unless_a_format_is_given(tmp_path: Path) -> None:
     assert format_of("p.csv", "parquet") == "parquet"
     write_lines(lines(ROWS), tmp_path / "p.jsonl", MULTI, "jsonl")
     assert (tmp_path / "p.jsonl").read_text(encoding="utf-8") == "".join(lines(ROWS))
+
+
+def test_many_labels_share_one_column_of_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "MANY_LABELS", 1)
+    rows = [{"id": "1", "probabilities": {"b, c": 0.75}, "labels": ["b, c"]}]
+    for kind in ("csv", "parquet"):
+        write_lines(lines(rows), tmp_path / f"p.{kind}", MULTI, kind)
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["id", "labels", "probabilities"], ["1", "b, c", '{"b, c": 0.75}']]
+    assert pq.read_table(tmp_path / "p.parquet").to_pylist()[0]["probabilities"] == [("b, c", 0.75)]

@@ -7,7 +7,7 @@ import pytest
 
 from llmcls.common.files import write_json
 from llmcls.recipe.load import load_recipe
-from llmcls.recipe.metric_names import POSITIVE_METRICS
+from llmcls.recipe.metric_names import POSITIVE_METRICS, RANKED_METRICS
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
 from llmcls.results.summary import SUMMARY_METRICS, render_summary, write_summary
 from tests.conftest import Experiment
@@ -38,7 +38,7 @@ def test_mean_and_sample_deviation_over_seeds(experiment: ExperimentFolder) -> N
     found = summary["test"]["f1_micro"]
     assert found == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "values": values}
     at_half = {"f1_micro at 0.5", "f1_macro at 0.5"}
-    assert set(summary["validation"]) == set(SUMMARY_METRICS) - set(POSITIVE_METRICS) | at_half
+    assert set(summary["validation"]) == set(SUMMARY_METRICS) - {*POSITIVE_METRICS, *RANKED_METRICS} | at_half
     each = " | ".join(f"{v:.4f}" for v in values)
     assert f"| f1_micro | {found['mean']:.4f} | {found['std']:.4f} | {each} |" in text
     assert "# tiny-llama / products" in text

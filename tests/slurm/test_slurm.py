@@ -160,3 +160,23 @@ def test_a_mistake_in_the_recipe_fails_the_job_and_is_said(cluster, project, wri
     said = (project / f"slurm-llmcls-train-{job}.out").read_text()
     assert "error: command line: train.batchsize" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.long
+def test_an_array_shares_a_search_also_when_a_task_is_told_to_stop(cluster, project, write_recipe) -> None:
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    recipe = write_recipe(train__num_train_epochs=1, train__train_metrics_rows=0, exp__output_root="outputs")
+    (project / "space.yaml").write_text("train.learning_rate: {low: 1.0e-3, high: 1.0e-2, log: true}\n")
+    arguments = [str(recipe), "space.yaml", "5", CPU]
+    job = cluster.submit(project, "--array=0-1", "--cpus-per-task=2", "slurm/tune.sh", *arguments)
+    root = project / "outputs" / "tiny-llama" / "products"
+    cluster.wait_for(lambda: len(list(root.glob("tune-*/run_0/log.txt"))) >= 2, "two trials", 240)
+    cluster.signal_batch(f"{job}_1", "USR1")
+    cluster.restart(f"{job}_1", 240)
+    assert cluster.finish(f"{job}_0") == cluster.finish(f"{job}_1") == "COMPLETED"
+    assert cluster.job(f"{job}_1")["Restarts"] == "1"
+    found = json.loads((root / "tune.json").read_text())
+    assert len(found["trials"]) == 5
+    assert {trial["state"] for trial in found["trials"]} <= {"complete", "pruned"}
+    best = yaml.safe_load((root / "tune-best.yaml").read_text())
+    assert 1e-3 <= best["train"]["learning_rate"] <= 1e-2

@@ -112,10 +112,20 @@ def _check_json_rows(path: Path, key: str) -> None:
             whole = text.startswith(b"[") if whole is None and text else whole
             if text and depth == 0 and not whole and not text.startswith(b"{"):
                 raise UserError(f'{key}: {path}, line {number} is not an object; write {{"column": value, ...}}')
-            for bracket in _BRACKET.findall(_JSON_STRING.sub(b"", text)):
-                depth += 1 if bracket in b"[{" else -1
+            # Brackets inside a string do not count.
+            plain, end, odd = _JSON_STRING.sub(b"0", text), 0, False
+            for bracket in _BRACKET.finditer(plain):
+                odd |= depth == 1 and (bracket[0] == b"[" or _holds_value(plain[end : bracket.start()]))
+                depth, end = depth + (1 if bracket[0] in b"[{" else -1), bracket.end()
                 if depth > DEEPEST_JSON:
                     raise UserError(f"{key}: {path}, line {number}: values are nested more than {DEEPEST_JSON} deep")
+            if whole and (odd or (depth == 1 and _holds_value(plain[end:]))):
+                raise UserError(f'{key}: {path}, line {number}: a row is not an object; write {{"column": value, ...}}')
+
+
+def _holds_value(between: bytes) -> bool:
+    """Whether there is a value between two brackets of JSON, and not only commas and white space."""
+    return bool(between.strip(b", \t\r\n"))
 
 
 def require_columns(table: datasets.Dataset, columns: list[str], path: str, key: str) -> None:

@@ -117,6 +117,16 @@ def test_a_row_that_is_no_object_is_refused(tmp_path: Path, row: bytes) -> None:
         read_table(path)
 
 
+@pytest.mark.parametrize("row", [b"null", b"[1]", b"1", b'"te]xt"'])
+@pytest.mark.parametrize("form", [b'[%s,{"text": 1}]', b'[\n{"text": 1},\n%s]', b'[{"text": 1},\n%s\n, {"text": 2}]'])
+def test_a_row_of_a_list_that_is_no_object_is_refused(tmp_path: Path, form: bytes, row: bytes) -> None:
+    # Some of them end the process of the reader.
+    path = tmp_path / "a.json"
+    path.write_bytes(form % row)
+    with pytest.raises(UserError, match=r"a\.json, line [123]: a row is not an object"):
+        read_table(path)
+
+
 def test_json_may_be_one_list_of_rows_or_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'[\n{"text": "one"},\n{"text": "]"}\n]')

@@ -1,15 +1,11 @@
-"""The picture of a learning curve, as PNG and SVG, readable on a light and on a dark page."""
+"""The picture of a learning curve."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llmcls.common.files import replacing
 from llmcls.evaluation.learning_curve import Estimate, Forecast
-
-# On a transparent background, these have enough contrast to white and to black.
-COLOURS = ("#3b82f6", "#f97316", "#10a37f")
-INK = "#808590"
+from llmcls.results.pictures import COLOURS, INK, new_figure, save_pictures, style
 
 
 def write_pictures(
@@ -29,14 +25,9 @@ def write_pictures(
     forecast : Forecast, optional
         Drawn as a dashed line.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    # pyplot would choose a GUI backend and keep every figure in memory.
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((7, 4.2))
     axes = figure.subplots()
     for colour, (name, points) in zip(COLOURS, lines.items(), strict=False):
         values = [point.value for point in points]
@@ -56,16 +47,6 @@ def write_pictures(
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("labelled rows", color=INK)
-    axes.set_title(title, color=INK)
-    axes.tick_params(colors=INK, which="both")
-    axes.grid(alpha=0.3, color=INK)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
+    style(axes, title, "labelled rows")
     axes.legend(frameon=False, labelcolor=INK, loc="lower right")
-    # The same ids in every drawing of the same curve.
-    with rc_context({"svg.hashsalt": "llmcls"}):
-        for suffix in (".png", ".svg"):
-            with replacing(path.with_name(path.name + suffix)) as temporary:
-                metadata = {"Date": None} if suffix == ".svg" else None
-                figure.savefig(temporary, format=suffix[1:], transparent=True, dpi=160, metadata=metadata)
+    save_pictures(path, figure)

@@ -18,6 +18,7 @@ from llmcls.recipe.metric_names import in_words, metric_direction
 from llmcls.recipe.schema import Recipe
 from llmcls.results.comparison import Verdict, compare
 from llmcls.results.run_folder import ExperimentFolder, RunFolder
+from llmcls.search.picture import write_search_picture
 from llmcls.search.study import Search, best_first, counted, origin_of
 
 RESAMPLES = 2000
@@ -138,7 +139,7 @@ def _mean(runs: list[RunFolder], split: str, metric: str) -> float:
 
 
 def write_result(search: Search, result: Result, recipe: str, overrides: list[str]) -> str:
-    """Write ``<name>.md``, ``<name>.json`` and the best recipe as ``<name>-best.yaml``.
+    """Write ``<name>.md``, ``<name>.json``, the picture, and the best recipe as ``<name>-best.yaml``.
 
     Parameters
     ----------
@@ -165,6 +166,7 @@ def write_result(search: Search, result: Result, recipe: str, overrides: list[st
     lines += ["", *trial_table(search)]
     text = "\n".join(lines) + "\n"
     write_text(_file(search, ".md"), text)
+    write_search_picture(search, result.metric)
     write_json(_file(search, ".json"), asdict(result) | {"trials": [_trial(search, t) for t in counted(search.study)]})
     return text
 

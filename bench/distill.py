@@ -6,7 +6,7 @@
 The student is a decoder of about a million random weights with a tokenizer of these texts (`llmcls scratch`); it is
 trained with what the run says (`llmcls distill`), and for as many steps without. Prints accuracy on the test split and
 texts per second of CPU time of all three, which other programs on the machine do not change, and writes
-bench/results.md. Run the same command again to resume.
+bench/results.md and docs/images/distilled.svg. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.material import machine, write_section  # noqa: E402
+from llmcls.results.pictures import COLOURS, INK, new_figure, save_pictures, style  # noqa: E402
 
 # Parameters of a student may be this share of its teacher's.
 LARGEST = 0.1
 VOCABULARY, HIDDEN, LAYERS = 4096, 128, 2
+PICTURE = ROOT / "docs" / "images" / "distilled"
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -109,6 +111,24 @@ def accuracies(experiment: Path) -> list[float]:
     return [float(json.loads(path.read_text(encoding="utf-8"))["test"]["accuracy"]) for path in paths]
 
 
+def draw(points: list[tuple[str, float, float]]) -> None:
+    """Draw accuracy over speed, from the name, the texts per second and the accuracy of each model."""
+    figure = new_figure((7, 3.2))
+    axes = figure.subplots()
+    for colour, (name, speed, accuracy) in zip(COLOURS, points, strict=True):
+        axes.plot(speed, accuracy, "o", color=colour, markersize=9)
+        fast = speed > points[0][1] * 2
+        axes.annotate(
+            f"{name}: {accuracy:.3f}", (speed, accuracy), (-10 if fast else 10, -3), textcoords="offset points",
+            color=INK, ha="right" if fast else "left",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(0.15, 0.25)
+    style(axes, "accuracy on test, ten labelled texts a class", "texts per second of CPU time")
+    save_pictures(PICTURE, figure)
+    PICTURE.with_suffix(".png").unlink()
+
+
 def main() -> None:
     """Distil, train without a teacher, measure, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -147,14 +167,16 @@ def main() -> None:
         "| model | parameters | accuracy | texts per CPU second |",
         "|---|---|---|---|",
     ]
-    sizes = []
+    sizes, points = [], []
     for name, run, found, base in rows:
         # A process has one precision, and a teacher in bfloat16 another one than its student.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
             speed, parameters = other.submit(measured, run, a.data, a.timed, base).result()
         sizes.append(parameters)
+        points.append((name, speed, statistics.fmean(found)))
         lines.append(f"| {name} | {parameters / 1e6:.1f} M | {statistics.fmean(found):.3f} | {speed:,.0f} |")
     assert sizes[1] <= LARGEST * sizes[0], "the student is too large"
+    draw(points)
     write_section("Distillation", lines)
     print("\n".join(lines))
 

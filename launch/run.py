@@ -276,7 +276,13 @@ def show(command: list[str]) -> None:
 
 def execute(command: list[str]) -> int:
     """Run a command in the foreground and in the folder of the user; returns the exit code."""
-    return subprocess.run(command, env=environment()).returncode
+    process = subprocess.Popen(command, env=environment())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The command has received it too, and saves. `subprocess.run` would kill it after a quarter of a second.
+            continue
 
 
 def environment() -> dict[str, str]:

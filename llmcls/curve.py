@@ -8,15 +8,14 @@ that ``slurm/sweep.sh`` runs as an array; then ``--draw-only`` draws what is fin
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
-from pathlib import Path
 
 import yaml
 
 from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.files import write_text
-from llmcls.common.signals import EXIT_INTERRUPTED
+from llmcls.common.parts import run_part
+from llmcls.common.signals import watch_signals
 from llmcls.common.user_error import UserError
 from llmcls.data.holdout import rows_of_split
 from llmcls.data.tables import read_table
@@ -42,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     only.add_argument("--plan-only", action="store_true", help="write the grid for slurm/sweep.sh, and train nothing")
     only.add_argument("--draw-only", action="store_true", help="draw the runs that are finished, and train nothing")
     arguments = parser.parse_intermixed_args(argv)
+    watch_signals()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     seeds = [word.strip() for word in arguments.seeds.split(",")]
     if not all(word.isdigit() for word in seeds) or len(set(seeds)) < len(seeds):
@@ -83,13 +83,7 @@ def _train(grid: Grid, profile: str | None) -> None:
         print(f"run {number} of {len(tasks)}: {run.path.parent.name}{', finished' if run.finished else ''}", flush=True)
         if not run.finished:
             command = [sys.executable, *launcher, "-m", "llmcls.train", grid.recipe, *task.overrides]
-            code = subprocess.run(command, check=False).returncode
-            if code == EXIT_INTERRUPTED:
-                sys.exit(EXIT_INTERRUPTED)
-            if code != 0:
-                raise UserError(
-                    f"{Path(run.path).parent.name} ended with exit code {code}, see above; run again to resume"
-                )
+            run_part(command, run.path.parent.name)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from llmcls.common import parts
 from llmcls.common.user_error import UserError
 from llmcls.curve import main
 from llmcls.recipe.grid import load_grid, tasks_of
@@ -19,17 +18,12 @@ pytestmark = pytest.mark.slow
 def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs are trained in this process; the commands that would have started others."""
     commands: list[list[str]] = []
-    real = subprocess.run
 
-    def run(command: list[str], **options: Any) -> Any:
-        # `subprocess.run` is one for all modules, and a training asks git and the driver.
-        if "llmcls.train" not in command:
-            return real(command, **options)
+    def run(command: list[str], what: str) -> None:
         commands.append(command)
         train(Path(command[command.index("llmcls.train") + 1]), *command[command.index("llmcls.train") + 2 :])
-        return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr("llmcls.curve.subprocess.run", run)
+    monkeypatch.setattr("llmcls.curve.run_part", run)
     return commands
 
 
@@ -64,10 +58,11 @@ def test_the_plan_is_a_grid_that_a_sweep_runs(write_recipe, here, tmp_path: Path
 
 
 def test_a_run_that_fails_stops_the_curve(write_recipe, monkeypatch) -> None:
-    monkeypatch.setattr("llmcls.curve.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+    code = 1
+    monkeypatch.setattr(parts.subprocess, "Popen", lambda _: SimpleNamespace(wait=lambda: code))
     with pytest.raises(UserError, match="curve-16_seed-1 ended with exit code 1, see above; run again to resume"):
         main([str(write_recipe()), "--sizes", "16"])
-    monkeypatch.setattr("llmcls.curve.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=85))
+    code = 85
     with pytest.raises(SystemExit) as stop:
         main([str(write_recipe()), "--sizes", "16"])
     assert stop.value.code == 85

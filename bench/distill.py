@@ -88,8 +88,8 @@ def command(*arguments: str) -> None:
         sys.exit(code)
 
 
-def measured(run: Path, data: Path, rows: int, base_model: str | None) -> tuple[float, int]:
-    """Test texts that a run reads per second of CPU time, the median of three, and its parameters."""
+def measured(run: Path, data: Path, rows: int, base_model: str | None, read_all: bool) -> tuple[float, int, float]:
+    """Test texts that a run reads per second of CPU time, the median of three; its parameters; its accuracy, or NaN."""
     from llmcls.model.classifier import count_parameters
     from llmcls.results.finished_runs import open_run
     from llmcls.results.run_folder import RunFolder
@@ -102,13 +102,27 @@ def measured(run: Path, data: Path, rows: int, base_model: str | None) -> tuple[
         start = time.process_time()
         loaded.probabilities(loaded.tokens(texts))
         seconds.append(time.process_time() - start)
-    return rows / statistics.median(seconds), count_parameters(loaded.scorer.model)[1]
+    accuracy = float("nan")
+    if read_all:
+        lines = read(data / "test.csv")
+        found = loaded.probabilities(loaded.tokens([line["text"] for line in lines])).argmax(axis=1)
+        names = loaded.labels.names
+        accuracy = statistics.fmean(names[i] == line["category"] for i, line in zip(found, lines, strict=True))
+    return rows / statistics.median(seconds), count_parameters(loaded.scorer.model)[1], accuracy
+
+
+def model_of(run: Path) -> str:
+    """The name of the pretrained model of a run."""
+    from llmcls.recipe.load import load_recipe
+    from llmcls.results.run_folder import RunFolder
+
+    return Path(load_recipe(RunFolder(run).recipe).model.model_name).name
 
 
 def accuracies(experiment: Path) -> list[float]:
-    """Accuracy on test of each seed."""
-    paths = sorted(experiment.glob("run_*/metrics.json"))
-    return [float(json.loads(path.read_text(encoding="utf-8"))["test"]["accuracy"]) for path in paths]
+    """Accuracy on test of each seed; of none, if the recipe has no test split."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(experiment.glob("run_*/metrics.json"))]
+    return [float(metrics["test"]["accuracy"]) for metrics in found if "test" in metrics]
 
 
 def draw(points: list[tuple[str, float, float]]) -> None:
@@ -156,7 +170,7 @@ def main() -> None:
     runs = a.out / "outputs" / "student" / "banking77_10shot"
     said = f"student, {taught:,} texts from the teacher"
     rows = [
-        ("teacher", Path(a.run), accuracies(Path(a.run).parent)[:1], a.base_model),
+        (f"teacher: {model_of(Path(a.run))}", Path(a.run), accuracies(Path(a.run).parent)[:1], a.base_model),
         (said, runs / "distilled" / "run_0", accuracies(runs / "distilled"), None),
         ("the same student without a teacher", runs / "alone" / "run_0", accuracies(runs / "alone"), None),
     ]
@@ -171,10 +185,11 @@ def main() -> None:
     for name, run, found, base in rows:
         # A process has one precision, and a teacher in bfloat16 another one than its student.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
-            speed, parameters = other.submit(measured, run, a.data, a.timed, base).result()
+            speed, parameters, accuracy = other.submit(measured, run, a.data, a.timed, base, not found).result()
+        mean = statistics.fmean(found or [accuracy])
         sizes.append(parameters)
-        points.append((name, speed, statistics.fmean(found)))
-        lines.append(f"| {name} | {parameters / 1e6:.1f} M | {statistics.fmean(found):.3f} | {speed:,.0f} |")
+        points.append((name, speed, mean))
+        lines.append(f"| {name} | {parameters / 1e6:.1f} M | {mean:.3f} | {speed:,.0f} |")
     assert sizes[1] <= LARGEST * sizes[0], "the student is too large"
     draw(points)
     write_section("Distillation", lines)

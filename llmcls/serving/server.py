@@ -75,7 +75,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot serve on {host} port {port}: ports are 0 to 65535; choose another --port")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sends small packets at once only if it is told that this is TCP. Otherwise the body of an answer waits
+        # some 40 ms until the client has acknowledged its head.
+        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
     except (OSError, OverflowError) as error:

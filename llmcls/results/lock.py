@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SIGNS = 10.0
 # A network file system may show the time of a file a minute late.
 SECONDS_UNTIL_DEAD = 120.0
+# The removal of a dead owner's lock takes milliseconds; a process that takes longer was killed meanwhile.
+SECONDS_OF_A_REMOVAL = 15.0
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _remove(path: Path, owner: Owner | None) -> None:
         turn.mkdir()
     except FileExistsError:
         # Another process removes it. If that was killed meanwhile, its turn ends.
-        if _now(path) - (_time_of(turn) or 0.0) > SECONDS_UNTIL_DEAD:
+        if _now(path) - (_time_of(turn) or 0.0) > SECONDS_OF_A_REMOVAL:
             with contextlib.suppress(OSError):
                 turn.rmdir()
         time.sleep(0.1)

@@ -173,3 +173,21 @@ def test_a_list_can_ask_whether_a_lock_is_held_and_writes_nothing(tmp_path: Path
     assert in_use(path), "it gave a sign of life just now"
     os.utime(path, (0, 0))
     assert not in_use(path)
+
+
+def test_a_process_killed_while_it_removed_a_lock_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = holder(path)
+    process.kill()
+    process.wait()
+    turn = path.with_name(f"{path.name}.turn")
+    turn.mkdir()
+    os.utime(turn, (time.time() - 20, time.time() - 20))
+    waits = itertools.count(1)
+
+    def wait(_: float) -> None:
+        assert next(waits) < 5, "it waits for a process that is dead"
+
+    monkeypatch.setattr(lock.time, "sleep", wait)
+    with locked(path, "outputs/a"):
+        assert json.loads(path.read_text())["process"] == os.getpid()
+    assert list(path.parent.iterdir()) == []

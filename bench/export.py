@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.material import machine, write_section  # noqa: E402
-from llmcls.common.user_error import UserError  # noqa: E402
 from llmcls.datasets.products import TOPICS, write_data  # noqa: E402
 from llmcls.results.finished_runs import FinishedRun, open_run  # noqa: E402
 from llmcls.results.run_folder import RunFolder  # noqa: E402
-from llmcls.serving.export import ExportOptions, export_run  # noqa: E402
+from llmcls.serving.export import ExportOptions, NotTheSameError, export_run  # noqa: E402
 from llmcls.serving.proof import Proof  # noqa: E402
 
 SIZES = {"train": 24, "validation": 32, "test": 10}
@@ -172,11 +170,8 @@ def proven(run: FinishedRun, folder: Path, options: ExportOptions) -> tuple[Proo
     """
     try:
         proof = export_run(run, folder, options)
-    except UserError as error:
-        found = re.search(r"allowed ([0-9e.-]+)", str(error))
-        if found is None:
-            raise
-        return export_run(run, folder, replace(options, tolerance=1.0)), float(found[1]), ", refused"
+    except NotTheSameError as error:
+        return export_run(run, folder, replace(options, tolerance=1.0)), error.proof.tolerance, ", refused"
     return proof, proof.tolerance, ""
 
 

@@ -27,22 +27,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.frozen import frozen_states  # noqa: E402
 from bench.material import machine, write_section  # noqa: E402
 from llmcls.data.labels import LabelSpace, label_space, multi_hot  # noqa: E402
 from llmcls.data.tables import read_table  # noqa: E402
-from llmcls.engine.accelerator import open_accelerator, prepare  # noqa: E402
 from llmcls.evaluation.acquisition import candidates, doubt, spread  # noqa: E402
 from llmcls.evaluation.learning_curve import Estimate  # noqa: E402
-from llmcls.evaluation.scoring import make_scorer  # noqa: E402
-from llmcls.evaluation.states import collect_states  # noqa: E402
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds  # noqa: E402
-from llmcls.model.build import build_classifier  # noqa: E402
-from llmcls.model.head import head_linear  # noqa: E402
 from llmcls.recipe.load import load_recipe  # noqa: E402
 from llmcls.recipe.schema import Recipe  # noqa: E402
 from llmcls.results.curve_picture import write_pictures  # noqa: E402
-from llmcls.training.inputs import load_inputs  # noqa: E402
-from llmcls.training.optimizer import build_optimizer  # noqa: E402
 
 SEEDS = (1, 2, 3)
 # One part in so many of the pool is held out to decide how to choose.
@@ -125,18 +119,11 @@ def read_states(recipe: Recipe, cache: Path, held_out: bool) -> tuple[LabelSpace
     files = {(name, kind): cache / f"{name}.{kind}.npy" for name in names for kind in kinds}
     if not all(file.is_file() for file in files.values()):
         cache.mkdir(parents=True, exist_ok=True)
-        accelerator = open_accelerator(recipe)
-        inputs = load_inputs(recipe, accelerator)
-        classifier = build_classifier(recipe, inputs.labels, accelerator.device)
-        model, _ = prepare(accelerator, classifier, build_optimizer(classifier, recipe, accelerator.device))
-        scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
-        linear = head_linear(model, len(inputs.labels.names))
-        assert linear is not None
+        inputs, states_of, _ = frozen_states(recipe)
         for split in (inputs.train_split, inputs.test_split):
             if split is None or split.name not in names or files[split.name, "states"].is_file():
                 continue
-            states = collect_states(scorer, split, linear)
-            assert states is not None
+            states = states_of(split)
             np.save(files[split.name, "values"], split.known_labels)
             np.save(files[split.name, "digests"], split.known_digests)
             # Last, so that what is there is complete.

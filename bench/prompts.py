@@ -14,23 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.frozen import frozen_states  # noqa: E402
 from bench.material import machine, write_section  # noqa: E402
-from llmcls.data.splits import Split  # noqa: E402
-from llmcls.engine.accelerator import open_accelerator, prepare  # noqa: E402
 from llmcls.evaluation.probe import Evidence, fit_probe  # noqa: E402
-from llmcls.evaluation.scoring import make_scorer  # noqa: E402
-from llmcls.evaluation.states import collect_states  # noqa: E402
-from llmcls.model.build import build_classifier  # noqa: E402
-from llmcls.model.head import head_linear  # noqa: E402
 from llmcls.recipe.load import load_recipe  # noqa: E402
 from llmcls.recipe.schema import Recipe  # noqa: E402
-from llmcls.training.inputs import load_inputs  # noqa: E402
-from llmcls.training.optimizer import build_optimizer  # noqa: E402
 from llmcls.training.warm_start import label_split  # noqa: E402
 
 # Ways of reading: pooling, bidirectional attention, prompt.
@@ -48,24 +39,11 @@ WAYS = {
 
 def accuracy(recipe: Recipe) -> tuple[float, float]:
     """Validation accuracy of a probe on the states of a frozen model, and its tokens per text."""
-    accelerator = open_accelerator(recipe)
-    inputs = load_inputs(recipe, accelerator)
-    classifier = build_classifier(recipe, inputs.labels, accelerator.device)
-    model, _ = prepare(accelerator, classifier, build_optimizer(classifier, recipe, accelerator.device))
-    scorer = make_scorer(accelerator, model, inputs.labels, inputs.tokenizer.pad_token_id, recipe)
-    linear = head_linear(model, len(inputs.labels.names))
-    assert linear is not None
+    inputs, states, has_bias = frozen_states(recipe)
     assert inputs.validation_split is not None
-
-    def states(split: Split) -> np.ndarray:
-        found = collect_states(scorer, split, linear)
-        assert found is not None
-        return found
-
     train, validation = inputs.train_split, inputs.validation_split
     evidence = Evidence(states(train), train.known_labels, states(label_split(recipe, inputs)))
-    predicted = fit_probe(evidence, inputs.labels, linear.bias is not None).logits(states(validation)).argmax(axis=1)
-    accelerator.free_memory()
+    predicted = fit_probe(evidence, inputs.labels, has_bias).logits(states(validation)).argmax(axis=1)
     return float((predicted == validation.known_labels).mean()), float(train.lengths.mean())
 
 

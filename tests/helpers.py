@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,21 @@ def launch(
     # A free port: several launchers may run at the same time.
     options += ["--main_process_port", 0]
     return run_module("accelerate.commands.launch", *options, "-m", module, *arguments, **environment)
+
+
+def saves_on(signal_name: str, code: int, seconds: float = 0.0) -> str:
+    """A program that makes the file ``started``, and after a signal and so many seconds ``saved``; then it ends."""
+    return (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_): time.sleep({seconds}); pathlib.Path('saved').touch(); sys.exit({code})\n"
+        f"signal.signal(signal.{signal_name}, save); pathlib.Path('started').touch(); time.sleep(60)"
+    )
+
+
+def until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None, seconds: float = 120) -> None:
+    """Wait for what another thread or process does; fails if the process ends before, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, "the process has ended"
+        assert time.monotonic() < deadline, f"it did not happen in {seconds} s"
+        time.sleep(0.02)

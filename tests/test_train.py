@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from llmcls.results.lock import locked
 from llmcls.results.run_folder import ExperimentFolder
 from llmcls.training import loop
 from tests.conftest import Experiment
-from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train
+from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train, until
 
 pytestmark = pytest.mark.slow
 
@@ -131,10 +130,7 @@ def test_a_run_stopped_by_a_signal_resumes_exactly(write_recipe, tmp_path: Path)
     root = tmp_path / "outputs" / "tiny-llama" / "products"
     log = root / "cut" / "run_0" / "metrics.jsonl"
     process = subprocess.Popen([*command, "exp.run_name=cut"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count('"train"') >= 15):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
+    until(lambda: log.exists() and log.read_text().count('"train"') >= 15, process)
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == EXIT_INTERRUPTED, errors

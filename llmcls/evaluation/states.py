@@ -14,10 +14,10 @@ from llmcls.evaluation.scoring import Reading, Scorer, read_chunks
 from llmcls.model.head import states_read_by
 
 
-def states_and_logits(
-    scorer: Scorer, split: Split, linear: nn.Linear, start: int = 0
+def state_chunks(
+    scorer: Scorer, split: Split, linear: nn.Linear, start: int = 0, with_logits: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The states of a split and its logits, from one pass, in chunks of rows. Collective.
+    """The states of a split in chunks of rows, in order. Collective.
 
     Parameters
     ----------
@@ -27,48 +27,27 @@ def states_and_logits(
         The head of the scorer's model, from `llmcls.model.head.head_linear`.
     start : int
         The first row, a multiple of `CHUNK_ROWS`.
+    with_logits : bool
+        Put the logits of the same pass behind the states.
 
     Yields
     ------
     first : int
         The first row of the chunk.
-    numbers : float32 [rows, hidden + labels]
-        The states, as of `state_chunks`, and behind them the logits. The same on every rank.
-    """
-    with states_read_by(linear) as read:
-
-        def both(batch: Batch) -> torch.Tensor:
-            logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
-            return torch.cat([_of_rows(read[0], batch), logits.float()], dim=1)
-
-        width = linear.in_features + len(scorer.labels.names)
-        yield from read_chunks(scorer, split, Reading(width, both), start)
-
-
-def state_chunks(scorer: Scorer, split: Split, linear: nn.Linear) -> Iterator[tuple[int, np.ndarray]]:
-    """The states of a split in chunks of rows, in order. Collective.
-
-    Parameters
-    ----------
-    scorer : Scorer
-    split : Split
-    linear : nn.Linear
-        The head of the scorer's model, from `llmcls.model.head.head_linear`.
-
-    Yields
-    ------
-    first : int
-        The first row of the chunk.
-    states : float32 [rows, hidden]
+    numbers : float32 [rows, hidden] or [rows, hidden + labels]
         The same on every rank. The state of a text in windows is the mean of theirs.
     """
     with states_read_by(linear) as read:
 
-        def states(batch: Batch) -> torch.Tensor:
-            scorer.model(batch.input_ids, batch.lengths, batch.windows)
-            return _of_rows(read[0], batch)
+        def numbers(batch: Batch) -> torch.Tensor:
+            logits = scorer.model(batch.input_ids, batch.lengths, batch.windows)
+            states = read[0].float()
+            if batch.windows is not None:
+                states = torch.stack([windows.mean(0) for windows in states.split(batch.windows)])
+            return torch.cat([states, logits.float()], dim=1) if with_logits else states
 
-        yield from read_chunks(scorer, split, Reading(linear.in_features, states))
+        width = linear.in_features + with_logits * len(scorer.labels.names)
+        yield from read_chunks(scorer, split, Reading(width, numbers), start)
 
 
 def collect_states(scorer: Scorer, split: Split, linear: nn.Linear) -> np.ndarray | None:
@@ -80,11 +59,3 @@ def collect_states(scorer: Scorer, split: Split, linear: nn.Linear) -> np.ndarra
         if kept is not None:
             kept[first : first + len(states)] = states
     return kept
-
-
-def _of_rows(read: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The states of rows from those of texts, float32 [rows, hidden]."""
-    found = read.float()
-    if batch.windows is None:
-        return found
-    return torch.stack([windows.mean(0) for windows in found.split(batch.windows)])

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,9 @@ def write_rows(plan: Distillation, labels: LabelSpace) -> dict[str, Any]:
         _write(plan.validation, _labelled(table.select(held), plan.recipe))
     kept = _kept(plan.recipe, table, labels)
     texts = read_table(plan.texts, "--texts", data, insist=False)
-    with replacing(plan.train) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for row in _labelled(kept, plan.recipe):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        number = 0
-        for row in _taught(texts, plan, labels):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            number += 1
-    state |= {"labelled": len(kept), "taught": number, "empty": len(texts) - number}
+    written = _write(plan.train, chain(_labelled(kept, plan.recipe), _taught(texts, plan, labels)))
+    taught = written - len(kept)
+    state |= {"labelled": len(kept), "taught": taught, "empty": len(texts) - taught}
     write_json(plan.state, state)
     return state
 
@@ -210,9 +206,14 @@ def _kept(recipe: Recipe, table: datasets.Dataset, labels: LabelSpace) -> datase
     return kept if rows is None else kept.select(rows)
 
 
-def _write(path: Path, rows: Iterator[dict[str, str]]) -> None:
+def _write(path: Path, rows: Iterator[dict[str, str]]) -> int:
+    """Write rows as JSONL; returns how many there are."""
+    number = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
+    return number
 
 
 def _labelled(table: datasets.Dataset, recipe: Recipe) -> Iterator[dict[str, str]]:

@@ -24,7 +24,7 @@ from llmcls.engine.accelerator import unwrapped
 from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.acquisition import candidates, doubt, spread
 from llmcls.evaluation.calibration import calibrated, load_calibration
-from llmcls.evaluation.states import states_and_logits
+from llmcls.evaluation.states import state_chunks
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds
 from llmcls.model.head import head_linear
 from llmcls.prediction.predict_table import open_scorer, signature, tokenize_input
@@ -161,7 +161,7 @@ def _pass(run: FinishedRun, order: Order, pool: Split, accelerator: Accelerator)
     if start:
         log.info("%s: resuming after %d of %d texts", order.output, start, len(pool))
     if start < len(pool):
-        for first, found in states_and_logits(scorer, pool, linear, start):
+        for first, found in state_chunks(scorer, pool, linear, start, with_logits=True):
             if accelerator.is_main_process:
                 numbers.append(found)
                 log.info("%d of %d texts", first + len(found), len(pool))

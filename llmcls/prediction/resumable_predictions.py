@@ -13,6 +13,7 @@ from llmcls.common.manifest import Entry, entry_of
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.prediction.stored_rows import RowFile
 from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines, read_predictions
 
@@ -41,7 +42,7 @@ class ResumablePredictions:
         self.output, self.labels, self.kind = output, labels, kind
         self.width = len(labels.names) if width is None else width
         self._lines = output.with_name(f"{output.name}.partial")
-        self._logits = output.with_name(f"{output.name}.partial.logits")
+        self._numbers = RowFile(output.with_name(f"{output.name}.partial.logits"), self.width)
         self._state = output.with_name(f"{output.name}.partial.json")
 
     def resume(self, signature: str) -> int | None:
@@ -60,10 +61,10 @@ class ResumablePredictions:
         if state.get("signature") == signature:
             if "complete" in state and self._finish_again(state["complete"]):
                 return None
-            if self._lines.is_file() and self._logits.is_file():
+            if self._lines.is_file() and self._numbers.path.is_file():
                 return self._keep_whole_chunks()
         self._lines.write_bytes(b"")
-        self._logits.write_bytes(b"")
+        self._numbers.keep(0)
         write_json(self._state, {"signature": signature})
         return 0
 
@@ -77,12 +78,12 @@ class ResumablePredictions:
         """
         with self._lines.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(prediction_lines(predictions, self.labels))
-        with self._logits.open("ab") as file:
-            file.write(np.ascontiguousarray(numbers, dtype=np.float32).tobytes())
+        self._numbers.append(numbers)
 
     def numbers(self) -> np.ndarray:
         """The numbers of all rows written, float32 [rows, width]."""
-        return np.fromfile(self._logits, dtype=np.float32).reshape(-1, self.width)
+        # Not mapped, because Windows removes no file that is.
+        return np.array(self._numbers.rows())
 
     def written(self) -> Predictions:
         """The predictions of all rows written."""
@@ -99,7 +100,7 @@ class ResumablePredictions:
                 write_lines(lines, self.output, self.labels, self.kind)
             write_json(self._state, self._read_state() | {"complete": entry_of(self.output)})
             self._lines.unlink()
-        self._logits.unlink(missing_ok=True)
+        self._numbers.path.unlink(missing_ok=True)
         self._state.unlink()
 
     def _read_state(self) -> dict[str, Any]:
@@ -117,18 +118,17 @@ class ResumablePredictions:
             return True
         if not self.output.is_file() or entry_of(self.output) != complete:
             return False
-        for rest in (self._lines, self._logits, self._state):
+        for rest in (self._lines, self._numbers.path, self._state):
             rest.unlink(missing_ok=True)
         return True
 
     def _keep_whole_chunks(self) -> int:
         with self._lines.open("rb") as file:
             lines = sum(line.endswith(b"\n") for line in file)
-        row_bytes = 4 * self.width
-        rows = min(lines, self._logits.stat().st_size // row_bytes) // CHUNK_ROWS * CHUNK_ROWS
+        rows = min(lines, len(self._numbers)) // CHUNK_ROWS * CHUNK_ROWS
         with self._lines.open("r+b") as file:
             for _ in range(rows):
                 file.readline()
             file.truncate(file.tell())
-        os.truncate(self._logits, rows * row_bytes)
+        self._numbers.keep(rows)
         return rows

@@ -70,6 +70,14 @@ class ExportOptions:
         return "int8" if self.int8 else self.dtype
 
 
+class NotTheSameError(UserError):
+    """An exported folder predicts otherwise than its run; ``proof`` says by how much."""
+
+    def __init__(self, message: str, proof: Proof) -> None:
+        super().__init__(message)
+        self.proof = proof
+
+
 def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
     """Export a run, and compare what the folder predicts, without llmcls, with what the run predicted.
 
@@ -88,8 +96,9 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
     Raises
     ------
     UserError
-        If the run does something that no `transformers` folder can do, has no predictions to compare with, or the
-        folder predicts otherwise than the run.
+        If the run does something that no `transformers` folder can do, or has no predictions to compare with.
+    NotTheSameError
+        If the folder predicts otherwise than the run.
     """
     require_few(run.labels, "llmcls export")
     _refuse_what_cannot_travel(run, options)
@@ -109,12 +118,10 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
         log.info("%s", proof)
         # Not "difference > tolerance", which a NaN would pass.
         if not proof.largest_difference <= proof.tolerance or proof.unexplained:
-            other = (
-                "leave out --int8" if options.int8 else "leave out --onnx" if options.onnx else "use --dtype float32"
-            )
-            raise UserError(
+            raise NotTheSameError(
                 f"{target} was not written: it predicts otherwise than the run ({proof}); raise --tolerance if that is "
-                f"acceptable, or {other}"
+                f"acceptable{_or_else(options, run.mixed_precision)}",
+                proof,
             )
         if options.onnx:
             texts = read_texts(run.recipe, proof.split).texts[:RACE_ROWS]
@@ -124,6 +131,23 @@ def export_run(run: FinishedRun, target: Path, options: ExportOptions) -> Proof:
         write_text(folder / "README.md", model_card(run, home))
         shutil.move(folder, target)
     return proof
+
+
+def _or_else(options: ExportOptions, mixed_precision: str | None) -> str:
+    """What else to do about a difference, or where it may come from.
+
+    Examples
+    --------
+    >>> _or_else(ExportOptions(dtype="bfloat16"), None), _or_else(ExportOptions(), "bf16")
+    (', or use --dtype float32', ' (the run computed in bf16, which rounds)')
+    """
+    if options.int8:
+        return ", or leave out --int8"
+    if options.dtype != "float32":
+        return ", or use --dtype float32"
+    if mixed_precision not in (None, "no"):
+        return f" (the run computed in {mixed_precision}, which rounds)"
+    return ", or leave out --onnx" if options.onnx else ""
 
 
 def write_export(run: FinishedRun, folder: Path, options: ExportOptions) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from llmcls.common.parts import run_part
 from llmcls.common.user_error import UserError
-from tests.helpers import ROOT
+from tests.helpers import ROOT, saves_on, until
 
 
 def test_a_part_that_fails_or_is_stopped_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,19 +29,14 @@ def test_a_part_that_fails_or_is_stopped_ends_the_command(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can handle")
 def test_a_signal_to_the_command_lets_its_part_save(tmp_path: Path) -> None:
-    part = (
-        "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(85)))\n"
-        "pathlib.Path('started').touch(); time.sleep(60)"
-    )
+    part = saves_on("SIGTERM", 85)
     command = (
         "import sys; from llmcls.common.command import run_command; from llmcls.common.signals import watch_signals\n"
         "from llmcls.common.parts import run_part; watch_signals()\n"
         f"run_command(lambda: run_part([sys.executable, '-c', {part!r}], 'x'))"
     )
     process = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
-    while not (tmp_path / "started").exists():
-        time.sleep(0.05)
+    until((tmp_path / "started").exists, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 85
     assert (tmp_path / "saved").exists()

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from llmcls.evaluation import scoring
 from llmcls.evaluation.scoring import make_scorer, score_split
-from llmcls.evaluation.states import collect_states, state_chunks, states_and_logits
+from llmcls.evaluation.states import collect_states, state_chunks
 from llmcls.model.head import head_linear
 from llmcls.recipe.load import load_recipe
 from llmcls.training.inputs import load_inputs
@@ -39,5 +39,5 @@ def test_states_are_what_the_head_turns_into_logits(write_recipe, overrides: lis
     assert states @ linear.weight.detach().numpy().T == pytest.approx(expected, abs=1e-5)
     assert [len(chunk) for _, chunk in state_chunks(scorer, split, linear)] == [32, 29]
     assert np.isfinite(states).all()
-    parts = [numbers for _, numbers in states_and_logits(scorer, split, linear, start=32)]
+    parts = [numbers for _, numbers in state_chunks(scorer, split, linear, 32, with_logits=True)]
     assert np.concatenate(parts) == pytest.approx(np.concatenate([states, expected], axis=1)[32:], abs=1e-5)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from llmcls.model.memory import model_billions
 from llmcls.recipe.load import load_recipe
 from llmcls.results.run_folder import ExperimentFolder
-from tests.helpers import ROOT
+from tests.helpers import ROOT, saves_on, until
 
 pytestmark = pytest.mark.slow
 
@@ -203,18 +202,13 @@ def test_the_demo_trains_the_recipe_of_the_model_that_the_quickstart_got(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a console")
 def test_after_ctrl_c_the_command_has_time_to_save(tmp_path: Path) -> None:
-    saves = (
-        "import pathlib, signal, sys, time\n"
-        "def save(*_): time.sleep(0.6); pathlib.Path('saved').touch(); sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, save); pathlib.Path('started').touch(); time.sleep(60)"
-    )
+    saves = saves_on("SIGINT", 130, seconds=0.6)
     starts = (
         f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import run\n"
         f"sys.exit(run.execute([sys.executable, '-c', {saves!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", starts], cwd=tmp_path, start_new_session=True)
-    while not (tmp_path / "started").exists():
-        time.sleep(0.05)
+    until((tmp_path / "started").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     assert (tmp_path / "saved").exists()

@@ -14,7 +14,7 @@ import pytest
 from llmcls.common.user_error import UserError
 from llmcls.results import lock
 from llmcls.results.lock import in_use, locked
-from tests.helpers import ROOT
+from tests.helpers import ROOT, until
 
 HOLD = """
 import pathlib, sys
@@ -127,10 +127,7 @@ def test_the_owner_gives_signs_of_life(path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock, "SECONDS_BETWEEN_SIGNS", 0.01)
     with locked(path, "outputs/a"):
         os.utime(path, (1.0, 1.0))
-        deadline = time.monotonic() + 30
-        while path.stat().st_mtime < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: path.stat().st_mtime >= 2)
 
 
 def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_removed(path: Path) -> None:

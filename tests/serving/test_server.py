@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,17 +22,9 @@ from llmcls.serving.metrics import Metrics
 from llmcls.serving.server import Server, open_socket
 from llmcls.serving.service import Service
 from tests.conftest import Experiment
+from tests.helpers import until
 
 CLIENTS = 12
-
-
-def until(condition: Any) -> None:
-    """Wait for something that another thread does."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen in half a minute")
 
 
 @pytest.fixture

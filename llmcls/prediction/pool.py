@@ -157,7 +157,7 @@ def _pass(run: FinishedRun, order: Order, pool: Split, accelerator: Accelerator)
     if linear is None:
         raise UserError(f"{run.folder.path}: the model has no linear head, whose states tell which texts are alike")
     numbers = StoredRows(order.output, linear.in_features + len(run.labels.names))
-    start = on_main(accelerator, lambda: numbers.resume(_made_from(run, order, pool)))
+    start = on_main(accelerator, lambda: numbers.resume(_made_from(run, order, pool), len(pool)))
     if start:
         log.info("%s: resuming after %d of %d texts", order.output, start, len(pool))
     if start < len(pool):

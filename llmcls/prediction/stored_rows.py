@@ -62,13 +62,15 @@ class StoredRows:
         self._numbers = RowFile(output.with_name(f"{output.name}.partial.numbers"), width)
         self._state = output.with_name(f"{output.name}.partial.json")
 
-    def resume(self, signature: str) -> int:
+    def resume(self, signature: str, total: int) -> int:
         """Keep the complete chunks that were made from the same model and input.
 
         Parameters
         ----------
         signature : str
             Digest of model and input.
+        total : int
+            Rows of the whole pass. The last chunk may be a short one.
 
         Returns
         -------
@@ -81,7 +83,8 @@ class StoredRows:
             self._numbers.keep(0)
             write_json(self._state, made_from)
             return 0
-        rows = len(self._numbers) // CHUNK_ROWS * CHUNK_ROWS
+        found = len(self._numbers)
+        rows = total if found >= total else found // CHUNK_ROWS * CHUNK_ROWS
         self._numbers.keep(rows)
         return rows
 

@@ -1,7 +1,8 @@
-"""What an experiment keeps of its baselines: their metrics as JSON, and their decisions, to compare runs with them."""
+"""What a baseline is, and what an experiment keeps of it: metrics as JSON, and decisions, to compare runs with them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,11 @@ import numpy as np
 from scipy import sparse
 
 from llmcls.common.files import read_json, replacing, write_json
+from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import Marks
+from llmcls.evaluation.metrics import headline_text
+
+log = logging.getLogger(__name__)
 
 # In the name of an array that is a part of sparse decisions.
 _SPARSE = ":"
@@ -31,6 +36,16 @@ class Baseline:
 
     metrics: dict[str, Any]
     decisions: dict[str, Marks]
+
+
+def log_baseline(name: str, baseline: Baseline, labels: LabelSpace, seconds: float) -> None:
+    """Note the time that a baseline took, and log its result on the last split."""
+    baseline.metrics["seconds"] = seconds
+    for split in ("test", "validation"):
+        if split in baseline.metrics:
+            shown = headline_text(baseline.metrics[split], labels.problem_type)
+            log.info("baseline %-13s %s %s  (%.0f s)", name, split, shown, seconds)
+            break
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from llmcls.data.marks import Values
 from llmcls.data.soft_labels import read_hard_labels
 from llmcls.data.subset import chosen_rows
 from llmcls.data.tables import read_table
-from llmcls.evaluation.baseline_store import Baseline, BaselineStore
+from llmcls.evaluation.baseline_store import Baseline, BaselineStore, log_baseline
 from llmcls.evaluation.bootstrap import bootstrap_intervals
 from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds
-from llmcls.evaluation.top_baselines import log_baseline, top_baselines
+from llmcls.evaluation.top_baselines import top_baselines
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.schema import SPLIT_KEYS, Recipe
 

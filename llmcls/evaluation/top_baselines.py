@@ -5,7 +5,6 @@ A linear model for each of thousands of labels would take hours; the centroids o
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 
@@ -13,15 +12,12 @@ import numpy as np
 from scipy import sparse
 
 from llmcls.data.labels import LabelSpace, count_positives
-from llmcls.evaluation.baseline_store import Baseline
-from llmcls.evaluation.metrics import headline_text
+from llmcls.evaluation.baseline_store import Baseline, log_baseline
 from llmcls.evaluation.thresholds import fixed_thresholds
 from llmcls.evaluation.top_metrics import Frequencies, evaluate_top, top_uncertainty
 from llmcls.evaluation.top_scores import TopScores, decide_top, shared_threshold, together, top_of
 from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.schema import Recipe
-
-log = logging.getLogger(__name__)
 
 # Training texts that centroids are made of at most, and words that they have.
 MOST_TEXTS, MOST_WORDS = 100_000, 50_000
@@ -125,13 +121,3 @@ def _measure(
         del metrics["per_class"]
         baseline.metrics[split], baseline.decisions[split] = metrics, predicted
     return baseline
-
-
-def log_baseline(name: str, baseline: Baseline, labels: LabelSpace, seconds: float) -> None:
-    """Note the time that a baseline took, and log its result on the last split."""
-    baseline.metrics["seconds"] = seconds
-    for split in ("test", "validation"):
-        if split in baseline.metrics:
-            shown = headline_text(baseline.metrics[split], labels.problem_type)
-            log.info("baseline %-13s %s %s  (%.0f s)", name, split, shown, seconds)
-            break

@@ -11,7 +11,7 @@ from scipy import sparse
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import bootstrap_intervals
 from llmcls.evaluation.objective import f_beta
-from llmcls.evaluation.top_scores import TopScores, kept_hits
+from llmcls.evaluation.top_scores import TopScores, cells_of_marks, kept_hits
 from llmcls.recipe.metric_names import AT_K, LARGEST_K, RANKED_METRICS
 
 # Training rows from which on a label is in a band of frequency.
@@ -82,10 +82,10 @@ def evaluate_top(
     if scores.sums is not None:
         metrics["calibration_error"] = calibration_error(scores, true)
     metrics |= ranked_metrics(scores.best, true, found.inverse_propensities())
-    return metrics | decided_metrics(true, predicted, labels, found)
+    return metrics | metrics_with_labels(true, predicted, labels, found)
 
 
-def decided_metrics(
+def metrics_with_labels(
     true: sparse.csr_matrix, predicted: sparse.csr_matrix, labels: LabelSpace, found: Frequencies
 ) -> dict[str, Any]:
     """The part of `evaluate_top` that depends on decisions: what `decision_metrics` has, "bands" and "per_class"."""
@@ -140,9 +140,8 @@ def ranked_metrics(best: np.ndarray, true: sparse.csr_matrix, inverse_propensiti
     2016, section 3) and, as in the XMC repository (Bhatia et al. 2016, "The Extreme Classification Repository"),
     divides the mean over rows by the largest mean that any ranking could reach, so that 1 is perfect.
     """
-    width = true.shape[1]
-    marked = np.repeat(np.arange(true.shape[0], dtype=np.int64) * width, np.diff(true.indptr)) + true.indices
-    hits = np.isin(np.arange(len(best), dtype=np.int64)[:, None] * width + best, marked)
+    ranked = np.arange(len(best), dtype=np.int64)[:, None] * true.shape[1] + best
+    hits = np.isin(ranked, cells_of_marks(true))
     gains = hits * inverse_propensities[best]
     ideal = _largest_gains(true, inverse_propensities)
     metrics = {f"precision_at_{k}": float(hits[:, :k].mean()) for k in AT_K}

@@ -145,12 +145,13 @@ def together(parts: list[TopScores]) -> TopScores:
 
 def kept_hits(probabilities: sparse.csr_matrix, true: sparse.csr_matrix) -> np.ndarray:
     """Whether each kept label of a row is true, bool [kept labels], in the order of ``probabilities.data``."""
-    width = probabilities.shape[1]
-    kept, marked = (
-        np.repeat(np.arange(m.shape[0], dtype=np.int64) * width, np.diff(m.indptr)) + m.indices
-        for m in (probabilities, true)
-    )
-    return np.isin(kept, marked)
+    return np.isin(cells_of_marks(probabilities), cells_of_marks(true))
+
+
+def cells_of_marks(marks: sparse.csr_matrix) -> np.ndarray:
+    """The number of each stored cell, counted over all rows: int64, in the order of ``marks.data``."""
+    rows, width = marks.shape
+    return np.repeat(np.arange(rows, dtype=np.int64) * width, np.diff(marks.indptr)) + marks.indices
 
 
 def shared_threshold(

@@ -23,7 +23,7 @@ from llmcls.evaluation.thresholds import (
     load_thresholds,
     save_thresholds,
 )
-from llmcls.evaluation.top_metrics import Frequencies, decided_metrics, top_uncertainty
+from llmcls.evaluation.top_metrics import Frequencies, metrics_with_labels, top_uncertainty
 from llmcls.evaluation.top_scores import decide_top, shared_threshold
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.defaults import selection_metric
@@ -226,7 +226,7 @@ def retune(run: FinishedRun, tuning: Tuning) -> Retuned:
         before, marks = metrics[split], scored[split][1]
         if labels.many:
             predicted = decide_top(found.probabilities, thresholds, labels)
-            metrics[split] = before | decided_metrics(marks, predicted, labels, frequencies_of(run))
+            metrics[split] = before | metrics_with_labels(marks, predicted, labels, frequencies_of(run))
             metrics[split] |= top_uncertainty(marks, predicted, labels)
         else:
             predicted = apply_thresholds(found.probabilities, thresholds, labels)

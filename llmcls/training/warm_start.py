@@ -25,13 +25,12 @@ from llmcls.data.splits import Split, some_rows
 from llmcls.engine.accelerator import unwrapped
 from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.engine.full_state import set_trained_weights
-from llmcls.evaluation.baseline_store import Baseline
+from llmcls.evaluation.baseline_store import Baseline, log_baseline
 from llmcls.evaluation.baselines import baseline_key, measure_baseline
 from llmcls.evaluation.metrics import to_probabilities
 from llmcls.evaluation.probe import Evidence, Probe, fit_probe, label_probe
 from llmcls.evaluation.scoring import Scorer
 from llmcls.evaluation.states import collect_states, state_chunks
-from llmcls.evaluation.top_baselines import log_baseline
 from llmcls.model.head import head_linear
 from llmcls.recipe.schema import Recipe
 from llmcls.training.inputs import Inputs

@@ -1,10 +1,11 @@
 """Compare training with a plain `Trainer`: same model, texts, optimizer batch, epochs and seeds, taking turns.
 
     python bench/train_speed.py [--rows 2048] [--epochs 2] [--rounds 3]
-    python bench/train_speed.py --quality --rows 5809 --epochs 3 --seeds 8
+    python bench/train_speed.py --quality --rows 5809 --epochs 3 --seeds 8 [--max-length 128] [--keep FOLDER]
 
 The first command races for speed. The second compares what is learned: over many seeds, with thresholds of 0.5 on both
 sides, and with the paired difference. Use enough steps for F1 to settle, or few, to see how the contestants start.
+With --keep, what is finished is not trained again by the same command.
 
 Set REUTERS_DIR and REUTERS_MODEL to use Reuters; otherwise the data of the quickstart is generated. Every training is a
 separate process, samples are counted independently of logs, and each round has another seed. Writes bench/results.md.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.material import Material, machine, median_ratio, prepare, write_section  # noqa: E402
+from llmcls.common.files import replacing  # noqa: E402
 
 # Batch size, accumulation, and whether batches are grouped by length. All optimizer steps have 32 texts.
 TRAINERS = {
@@ -56,6 +59,8 @@ class Race:
         ``model.torch_dtype``.
     uniform : int, optional
         See `bench.material.prepare`.
+    max_length : int
+        Tokens per text.
     """
 
     rows: int
@@ -63,6 +68,7 @@ class Race:
     epochs: int
     dtype: str
     uniform: int | None = None
+    max_length: int = 512
 
     @property
     def steps(self) -> int:
@@ -88,7 +94,7 @@ def train_once(contestant: str, seed: int, race: Race, folder: Path) -> dict[str
         "seconds", "samples", the keys of `QUALITIES`, for llmcls "tokens_per_second", and for a `Trainer` the norm of
         its gradients, see `bench.plain_trainer.train_with_trainer`.
     """
-    material: Material = prepare(folder, race.rows, race.test_rows, uniform=race.uniform)
+    material: Material = prepare(folder, race.rows, race.test_rows, race.max_length, race.uniform)
     overrides = ["batch_size=4", "gradient_accumulation_steps=8", f"torch_dtype={race.dtype}"]
     # With a lower learning rate, so short a training learns nothing, and F1 would compare noise.
     overrides += [f"num_train_epochs={race.epochs}", "learning_rate=5.0e-3"]
@@ -125,12 +131,26 @@ def train_in_subprocess(contestant: str, seed: int, race: Race) -> dict[str, flo
         return found
 
 
-def compare(names: list[str], race: Race, rounds: int) -> Results:
-    """Train all contestants in turn, round by round; returns the results of each."""
+def kept_result(contestant: str, seed: int, race: Race, keep: Path | None) -> dict[str, float]:
+    """Like `train_in_subprocess`, unless the folder has the result."""
+    if keep is None:
+        return train_in_subprocess(contestant, seed, race)
+    settings = "-".join(str(value) for value in asdict(race).values())
+    path = keep / f"{contestant}-{seed}-{settings}-{os.environ.get('REUTERS_MODEL', '').replace('/', '_')}.json"
+    if not path.exists():
+        found = train_in_subprocess(contestant, seed, race)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def compare(names: list[str], race: Race, rounds: int, keep: Path | None = None) -> Results:
+    """Train all contestants in turn, round by round; returns the results of each, also those kept in a folder."""
     results: Results = {name: [] for name in names}
     for seed in range(1, rounds + 1):
         for name in names:
-            result = train_in_subprocess(name, seed, race)
+            result = kept_result(name, seed, race, keep)
             result["speed"] = result["samples"] / result["seconds"]
             results[name].append(result)
             print(f"round {seed}  {name:28}  {result['speed']:7.1f} samples/s  F1 {result['f1']:.4f}", flush=True)
@@ -197,13 +217,16 @@ def gradient_lines(results: Results) -> list[str]:
     return lines
 
 
-def race_for_quality(race: Race, seeds: int) -> None:
-    """Compare what is learned, print the tables and write them."""
-    results = compare(["llmcls", "Trainer 4 x 8", "Trainer 32 x 1"], race, seeds)
+def race_for_quality(race: Race, seeds: int, keep: Path | None, only: list[str] | None) -> None:
+    """Compare what is learned, print the tables and write them, unless only some contestants train."""
+    results = compare(only or ["llmcls", "Trainer 4 x 8", "Trainer 32 x 1"], race, seeds, keep)
+    if only:
+        return
     lines = [
         f"{machine()}. {_data_name()}, {race.rows} training texts, {race.epochs} epochs, {race.steps} steps of "
         f"{STEP_ROWS} texts,",
-        f"LoRA r 8 on every linear layer, max_length 512, {race.dtype}, {race.test_rows} test texts, {seeds} seeds, "
+        f"LoRA r 8 on every linear layer, max_length {race.max_length}, {race.dtype}, {race.test_rows} test texts, "
+        f"{seeds} seeds, "
         "taking turns.",
         "",
         *quality_table(results),
@@ -255,6 +278,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quality", action="store_true", help="compare what is learned instead of the speed")
     parser.add_argument("--seeds", type=int, default=8, help="seeds of --quality")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--keep", type=Path, help="folder for the results of --quality")
+    parser.add_argument("--only", nargs="+", choices=["llmcls", *TRAINERS], help="only train these, in --quality")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
@@ -264,9 +290,9 @@ def main() -> None:
     if a.one:
         print(json.dumps(train_once(a.one, a.seed, Race(**a.race), Path(a.folder))))
         return
-    race = Race(a.rows, a.test_rows, a.epochs, a.dtype)
+    race = Race(a.rows, a.test_rows, a.epochs, a.dtype, max_length=a.max_length)
     if a.quality:
-        race_for_quality(race, a.seeds)
+        race_for_quality(race, a.seeds, a.keep, a.only)
     else:
         race_for_speed(race, a.rounds)
 

@@ -94,7 +94,7 @@ def trainings(smollm2: str, gemma3: str) -> tuple[list[Changes], list[Training]]
         Training("f_slower", "rate 5e-4", ALL, (large, *asked, once)),
     ]  # fmt: skip
 
-    news = Training("news1", "Reuters, 5,809 texts", NEWS, (large, "exp.baselines=null"))
+    news = Training("news1", "Reuters, 5,809 texts", NEWS, (large,))
     short = ("data.train_rows=2000", once)
     question = ASKED["reuters"]
     some = [

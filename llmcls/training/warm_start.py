@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # A probe is fitted on at most so many rows, and so many bytes of states.
 MAX_ROWS, MAX_BYTES = 50_000, 2**30
+# A head of the words of the labels alone needs texts for its scale only.
+SCALE_ROWS = 1500
 # Up to this product of rows, width and labels, fitting takes about a minute on one core for every 10^9.
 QUICK_FIT = 5_000_000_000
 # Share of the work of the run that the passes of a probe may cost if only the baseline needs it.
@@ -166,9 +168,20 @@ def _too_long(setup: TrainingSetup, inputs: Inputs) -> str | None:
     return None if train + scored <= QUICK_PASSES * run else "its passes would be a large part of the run"
 
 
+def _announce(read: Split, inputs: Inputs, plan: Plan) -> None:
+    """Say what the frozen model is about to read, because a run shows no steps meanwhile."""
+    splits = [read]
+    if plan.baseline:
+        splits += [split for split in (inputs.validation_split, inputs.test_split) if split is not None]
+    texts, tokens = sum(map(len, splits)), sum(int(split.lengths.sum()) for split in splits)
+    log.info("the frozen model reads %s texts (%s tokens) for a probe", f"{texts:,}", f"{tokens:,}")
+
+
 def _fit(setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, plan: Plan) -> dict[str, Probe]:
     """Collect the states and fit the planned probes; the same on every rank. Collective."""
-    sample = some_rows(setup.train_split, _rows(setup, linear), seed=0)
+    rows = _rows(setup, linear)
+    sample = some_rows(setup.train_split, rows if "probe" in plan.probes else min(rows, SCALE_ROWS), seed=0)
+    _announce(sample, inputs, plan)
     states = collect_states(scorer, sample, linear)
     words = collect_states(scorer, label_split(setup.recipe, inputs), linear)
     probes: dict[str, Probe] = {}

@@ -188,12 +188,14 @@ def test_a_model_without_a_linear_head_is_refused_and_auto_falls_back(start, mon
     assert any("baseline of a linear probe is skipped: the model has no linear head" in line for line in log_lines)
 
 
-def test_only_so_many_rows_are_read(start, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROWS", 30)
-    begun, sizes = start("head_init=probe"), []
+@pytest.mark.parametrize(("head", "limit"), [("probe", "MAX_ROWS"), ("label_text", "SCALE_ROWS")])
+def test_only_so_many_rows_are_read(start, monkeypatch, head: str, limit: str, log_lines: list[str]) -> None:
+    monkeypatch.setattr(module, limit, 30)
+    begun, sizes = start(f"head_init={head}", exp__baselines=False), []
     real = module.collect_states
     monkeypatch.setattr(
         module, "collect_states", lambda s, split, linear: sizes.append(len(split)) or real(s, split, linear)
     )
     begun.warm()
     assert sizes == [30, 3]
+    assert any("the frozen model reads 30 texts" in line for line in log_lines), "a long wait has a reason"

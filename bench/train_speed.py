@@ -226,8 +226,7 @@ def race_for_quality(race: Race, seeds: int, keep: Path | None, only: list[str] 
         f"{machine()}. {_data_name()}, {race.rows} training texts, {race.epochs} epochs, {race.steps} steps of "
         f"{STEP_ROWS} texts,",
         f"LoRA r 8 on every linear layer, max_length {race.max_length}, {race.dtype}, {race.test_rows} test texts, "
-        f"{seeds} seeds, "
-        "taking turns.",
+        f"{seeds} seeds, taking turns.",
         "",
         *quality_table(results),
         *gradient_lines(results),

@@ -1,6 +1,6 @@
 """Texts of many requests, gathered into forward passes.
 
-Passes run one after the other in a thread. While one runs, requests wait; the next pass takes texts from all of them in
+Threads run one pass after the other. While all are busy, requests wait; the next pass takes texts from all of them in
 turn until the budget of tokens is full. So a pass is never delayed to wait for more texts, passes fill up under load,
 and a request with many texts does not hold up one with few.
 """
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -32,13 +32,16 @@ class Lane:
     Attributes
     ----------
     score : callable
-        Token ids of texts to float32 [texts, labels].
+        Token ids of texts, and the number of passes that run now, this one included, to float32 [texts, labels].
     max_tokens : int
         Tokens of the texts that are scored together. A longer text is scored alone.
+    base : hashable, optional
+        Lanes with the same one are never scored at the same time. Several passes of one lane are.
     """
 
-    score: Callable[[list[np.ndarray]], np.ndarray]
+    score: Callable[[list[np.ndarray], int], np.ndarray]
     max_tokens: int
+    base: Hashable = None
 
 
 @dataclass(eq=False)
@@ -52,7 +55,7 @@ class _Request:
 
 
 class Batcher:
-    """Gathers texts into passes and scores them in a thread of its own.
+    """Gathers texts into passes and scores them in threads of its own.
 
     Parameters
     ----------
@@ -60,16 +63,22 @@ class Batcher:
         By name of the run. Texts of different lanes are never scored together, and lanes take turns.
     max_waiting : int
         Texts that may wait. Requests beyond that are refused.
+    passes : int
+        Passes that may run at the same time.
     """
 
-    def __init__(self, lanes: Mapping[str, Lane], max_waiting: int) -> None:
+    def __init__(self, lanes: Mapping[str, Lane], max_waiting: int, passes: int = 1) -> None:
         self.lanes, self.max_waiting, self.waiting = dict(lanes), max_waiting, 0
         self._queues: dict[str, deque[_Request]] = {name: deque() for name in lanes}
+        self._running: list[str] = []
         # Its lock is reentrant, so `stop` may be called by a signal handler that interrupts `submit`.
         self._changed = threading.Condition()
         self._stopping, self._deadline = False, math.inf
-        self._thread = threading.Thread(target=self._run, name="llmcls-scoring", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"llmcls-scoring-{i}", daemon=True) for i in range(passes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def stopping(self) -> bool:
@@ -110,29 +119,56 @@ class Batcher:
         """Refuse new requests from now on, and after ``seconds`` those that still wait. Returns at once."""
         with self._changed:
             self._stopping, self._deadline = True, time.monotonic() + seconds
-            self._changed.notify()
+            self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for the thread to end, after `stop`."""
-        self._thread.join()
+        """Wait for the threads to end, after `stop`."""
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not any(self._queues.values()) and not self._stopping:
-                    self._changed.wait()
+        while (found := self._wait_for_pass()) is not None:
+            name, taken, running = found
+            try:
+                self._score(self.lanes[name], taken, running)
+            finally:
+                with self._changed:
+                    self._running.remove(name)
+                    # Lanes over the same base may have waited for this pass.
+                    self._changed.notify_all()
+
+    def _wait_for_pass(self) -> tuple[str, list[tuple[_Request, int]], int] | None:
+        """The lane and texts of the next pass, and how many run with it; None at the end."""
+        with self._changed:
+            while True:
                 if self._stopping and time.monotonic() >= self._deadline:
                     self._refuse_all()
-                if not any(self._queues.values()):
-                    if self._stopping:
-                        return
+                if self._stopping and not any(self._queues.values()):
+                    return None
+                name = self._next_lane()
+                if name is None:
+                    self._changed.wait()
                     continue
-                name = next(name for name, queue in self._queues.items() if queue)
                 # The lane goes to the end, so that the others have their turn.
                 self._queues[name] = self._queues.pop(name)
                 taken = self._take(name)
-            if taken:
-                self._score(self.lanes[name], taken)
+                if taken:
+                    self._running.append(name)
+                    # What is left is for another thread.
+                    self._changed.notify()
+                    return name, taken, len(self._running)
+
+    def _next_lane(self) -> str | None:
+        """The first lane with texts whose base no other lane uses or has waited for longer; None if there is none."""
+        used = {self.lanes[name].base: name for name in self._running}
+        for name, queue in self._queues.items():
+            base = self.lanes[name].base
+            if queue and (base is None or used.get(base, name) == name):
+                return name
+            if queue:
+                # It is the next over this base: the lane that it waits for starts no further pass.
+                used[base] = name
+        return None
 
     def _take(self, name: str) -> list[tuple[_Request, int]]:
         """The texts of the next pass: requests take turns, one text each, until the budget is full."""
@@ -156,10 +192,10 @@ class Batcher:
                 queue.pop()
         return taken
 
-    def _score(self, lane: Lane, taken: list[tuple[_Request, int]]) -> None:
+    def _score(self, lane: Lane, taken: list[tuple[_Request, int]], running: int) -> None:
         """Score one pass, and answer the requests that are complete with it."""
         try:
-            rows = lane.score([request.tokens[i] for request, i in taken])
+            rows = lane.score([request.tokens[i] for request, i in taken], running)
         except Exception as error:
             log.exception("a pass of %d texts failed", len(taken))
             with self._changed:
@@ -167,10 +203,14 @@ class Batcher:
                     _settle(request, error)
                     self._drop(request)
             return
-        for (request, i), row in zip(taken, rows, strict=True):
-            request.found[i] = row
-            if len(request.found) == len(request.tokens):
-                _settle(request, np.stack([request.found[k] for k in range(len(request.tokens))]))
+        complete = []
+        with self._changed:
+            for (request, i), row in zip(taken, rows, strict=True):
+                request.found[i] = row
+                if len(request.found) == len(request.tokens):
+                    complete.append(request)
+        for request in complete:
+            _settle(request, np.stack([request.found[k] for k in range(len(request.tokens))]))
 
     def _drop(self, request: _Request) -> None:
         """Take a failed request out of its queue, if texts of it still wait."""

@@ -11,6 +11,7 @@ import uvicorn
 
 from llmcls.common.user_error import UserError
 from llmcls.serving.guard import Guard
+from llmcls.serving.protocol import Protocol
 from llmcls.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: Guard, service: Service, drain_seconds: float, ready: str = "") -> None:
         config = uvicorn.Config(
             app,
+            http=Protocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -18,7 +18,7 @@ class Passes:
         self.texts: list[list[int]] = []
         self.started, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
 
-    def __call__(self, tokens: list[np.ndarray]) -> np.ndarray:
+    def __call__(self, tokens: list[np.ndarray], running: int) -> np.ndarray:
         self.texts.append([int(text[0]) for text in tokens])
         self.started.release()
         assert self.go_on.acquire(timeout=30)
@@ -138,3 +138,68 @@ def test_at_the_end_what_was_accepted_is_answered_in_time_or_refused(
         assert isinstance(other.exception(timeout=30), Refused)
     batcher.join()
     assert outcome == ([[99], [7]] if seconds else [[99]])
+
+
+class TwoPasses:
+    """A batcher that runs two passes at the same time; "a" and "b" are over the same base."""
+
+    def __init__(self, passes: Passes) -> None:
+        self.running: list[int] = []
+
+        def score(tokens: list[np.ndarray], running: int) -> np.ndarray:
+            self.running.append(running)
+            return passes(tokens, running)
+
+        lanes = {"a": Lane(score, 10, "base"), "b": Lane(score, 10, "base"), "c": Lane(score, 10)}
+        self.batcher = Batcher(lanes, max_waiting=20, passes=2)
+
+
+@pytest.fixture
+def two(passes: Passes) -> Iterator[TwoPasses]:
+    made = TwoPasses(passes)
+    yield made
+    made.batcher.stop(0)
+    passes.go_on.release(100)
+    made.batcher.join()
+
+
+def test_two_passes_run_at_the_same_time_and_know_it(two: TwoPasses, passes: Passes) -> None:
+    whole = two.batcher.submit("a", texts(1, 2, 3, length=9))
+    for _ in range(2):
+        assert passes.started.acquire(timeout=30)
+    assert not passes.started.acquire(timeout=0.2), "a third one waits"
+    assert two.running == [1, 2]
+    passes.go_on.release(9)
+    assert answers(whole) == [[9, 18, 27]], "the texts of a request, in passes that ended in any order"
+
+
+def test_lanes_over_the_same_base_are_never_scored_at_the_same_time(two: TwoPasses, passes: Passes) -> None:
+    first = hold(two.batcher, passes)
+    other = two.batcher.submit("b", texts(1))
+    assert not passes.started.acquire(timeout=0.2), "the base is in use"
+    apart = two.batcher.submit("c", texts(2))
+    assert passes.started.acquire(timeout=30), "a run with a base of its own does not wait"
+    passes.go_on.release(9)
+    assert answers(first, other, apart) == [[99], [1], [2]]
+
+
+def test_a_lane_that_waits_for_its_base_is_the_next_over_it(two: TwoPasses, passes: Passes) -> None:
+    first = hold(two.batcher, passes)
+    other = two.batcher.submit("b", texts(1))
+    more = two.batcher.submit("a", texts(2))
+    assert not passes.started.acquire(timeout=0.2), "no other pass of the lane that runs"
+    passes.go_on.release(1)
+    for _ in range(2):
+        assert passes.started.acquire(timeout=30)
+        passes.go_on.release(1)
+    answers(first, other, more)
+    assert passes.texts == [[99], [1], [2]]
+
+
+def test_at_the_end_all_threads_end_though_one_waits_for_a_base(two: TwoPasses, passes: Passes) -> None:
+    first = hold(two.batcher, passes)
+    other = two.batcher.submit("b", texts(1))
+    two.batcher.stop(60)
+    passes.go_on.release(9)
+    assert answers(first, other) == [[99], [1]]
+    two.batcher.join()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from llmcls.model.classifier import Classifier
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import open_run
 from llmcls.results.predictions import read_predictions
@@ -63,6 +67,36 @@ def test_passes_are_small_on_a_cpu_unless_told_otherwise(run: LoadedRun, monkeyp
         service = Service({"only": run}, Metrics(), 100, given)
         assert service.batcher.lanes["only"].max_tokens == run.scorer.max_tokens == expected
         service.close()
+
+
+def test_passes_that_run_at_the_same_time_give_each_run_its_own_answers(
+    trained_once: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CPU_TOKENS", 200)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    real = Classifier.forward
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        time.sleep(0.002)
+        return real(*arguments)
+
+    # The adapter is set before: a pass of the other run in between would change it.
+    monkeypatch.setattr(Classifier, "forward", slow)
+    # Over the same base, so that one's passes must not run with the other's adapter.
+    loaded = load_runs([open_run(RunFolder(path)) for path in trained_once.runs])
+    runs = {str(i): run for i, run in enumerate(loaded)}
+    service = Service(runs, Metrics(), max_waiting=10_000)
+    texts = read_texts(loaded[0].run.recipe, "test").texts
+
+    async def ask_all() -> list[np.ndarray]:
+        # In turns, so that both runs have texts all the time.
+        return await asyncio.gather(*(service.probabilities(name, [text]) for text in texts for name in runs))
+
+    found = asyncio.run(ask_all())
+    service.close()
+    for i, run in enumerate(loaded):
+        stored = read_predictions(run.run.folder.predictions("test"), run.labels)
+        assert np.concatenate(found[i :: len(runs)]) == pytest.approx(stored.probabilities, abs=1e-5)
 
 
 def test_a_service_that_stops_refuses(service: Service) -> None:

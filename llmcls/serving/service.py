@@ -22,9 +22,9 @@ PIECE = 100_000
 PADDED_PASSES = 4
 # On a CPU, larger passes are not faster, and every text waits for the whole pass that it is in.
 CPU_TOKENS = 1024
-# Passes that a CPU runs at the same time, each on its part of the cores. A small pass is hardly faster on two cores than
-# on one, so two of them side by side have almost twice the texts per second. Not more than this: Python runs in one
-# thread at a time.
+# Passes that a CPU runs at the same time, each on its part of the cores. A small pass is hardly faster on two cores
+# than on one, so two of them side by side have almost twice the texts per second. Not more than this: Python runs in
+# one thread at a time.
 CPU_PASSES = 4
 
 

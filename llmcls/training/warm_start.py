@@ -30,9 +30,12 @@ from llmcls.evaluation.baselines import baseline_key, measure_baseline
 from llmcls.evaluation.metrics import to_probabilities
 from llmcls.evaluation.probe import Evidence, Probe, fit_probe, label_probe
 from llmcls.evaluation.scoring import Scorer
-from llmcls.evaluation.states import collect_states, state_chunks
+from llmcls.evaluation.states import collect_states
+from llmcls.model.base_files import base_files
 from llmcls.model.head import head_linear
 from llmcls.recipe.schema import Recipe
+from llmcls.results.run_folder import ExperimentFolder
+from llmcls.training.frozen_states import FrozenStates, model_hash
 from llmcls.training.inputs import Inputs
 from llmcls.training.setup import TrainingSetup
 from llmcls.training.tracking import duration
@@ -102,11 +105,13 @@ def warm_start(setup: TrainingSetup, model: nn.Module, scorer: Scorer, inputs: I
     measured = main and (not plan.baseline or baselines.key("probe") == key)
     probes = from_main(setup.accelerator, _read(path, key, plan) if measured else None)
     if probes is None:
+        kept = _frozen_states(setup, model)
+        _announce(setup, scorer, inputs, linear, plan, kept)
         probes = _fit(setup, scorer, inputs, linear, plan)
         if main:
             _write(path, key, probes)
         if plan.baseline:
-            baseline = _measure(setup, scorer, inputs, linear, probes["probe"])
+            baseline = _measure(setup, scorer, inputs, linear, probes["probe"], kept)
             if main:
                 log_baseline("probe", baseline, inputs.labels, time.perf_counter() - start)
                 baselines.write("probe", key, {"probe": baseline})
@@ -168,20 +173,29 @@ def _too_long(setup: TrainingSetup, inputs: Inputs) -> str | None:
     return None if train + scored <= QUICK_PASSES * run else "its passes would be a large part of the run"
 
 
-def _announce(read: Split, inputs: Inputs, plan: Plan) -> None:
+def _sample(setup: TrainingSetup, linear: nn.Linear, plan: Plan) -> Split:
+    """The training texts that the probes are fitted on."""
+    rows = _rows(setup, linear)
+    return some_rows(setup.train_split, rows if "probe" in plan.probes else min(rows, SCALE_ROWS), seed=0)
+
+
+def _announce(
+    setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, plan: Plan, kept: FrozenStates
+) -> None:
     """Say what the frozen model is about to read, because a run shows no steps meanwhile."""
-    splits = [read]
+    if not setup.accelerator.is_main_process:
+        return
+    splits = [_sample(setup, linear, plan)]
     if plan.baseline:
-        splits += [split for split in (inputs.validation_split, inputs.test_split) if split is not None]
+        scored = [split for split in (inputs.validation_split, inputs.test_split) if split is not None]
+        splits += [split for split in scored if not kept.has(scorer, split, linear)]
     texts, tokens = sum(map(len, splits)), sum(int(split.lengths.sum()) for split in splits)
     log.info("the frozen model reads %s texts (%s tokens) for a probe", f"{texts:,}", f"{tokens:,}")
 
 
 def _fit(setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, plan: Plan) -> dict[str, Probe]:
     """Collect the states and fit the planned probes; the same on every rank. Collective."""
-    rows = _rows(setup, linear)
-    sample = some_rows(setup.train_split, rows if "probe" in plan.probes else min(rows, SCALE_ROWS), seed=0)
-    _announce(sample, inputs, plan)
+    sample = _sample(setup, linear, plan)
     states = collect_states(scorer, sample, linear)
     words = collect_states(scorer, label_split(setup.recipe, inputs), linear)
     probes: dict[str, Probe] = {}
@@ -202,24 +216,38 @@ def label_split(recipe: Recipe, inputs: Inputs) -> Split:
     return replace(inputs.train_split, name="labels", tokens=tokens, lengths=lengths, labels=None, soft=None)
 
 
-def _measure(setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, probe: Probe) -> Baseline:
+def _measure(
+    setup: TrainingSetup, scorer: Scorer, inputs: Inputs, linear: nn.Linear, probe: Probe, kept: FrozenStates
+) -> Baseline:
     """Measure a probe on validation and test. Collective."""
     scores, values = {}, {}
     for name, split in (("validation", inputs.validation_split), ("test", inputs.test_split)):
         if split is not None:
-            logits = np.concatenate([probe.logits(states) for _, states in state_chunks(scorer, split, linear)])
+            logits = kept.logits(scorer, split, linear, probe)
             scores[name], values[name] = to_probabilities(logits, setup.labels.problem_type), split.known_labels
     return measure_baseline(scores, values, setup.recipe, setup.labels)
 
 
 def _key(setup: TrainingSetup, model: nn.Module) -> str:
     """A hash of what a probe depends on."""
+    return baseline_key(setup.recipe, setup.labels, *_frozen_model(setup, model))
+
+
+def _frozen_states(setup: TrainingSetup, model: nn.Module) -> FrozenStates:
+    """Where the states of the frozen model are kept."""
+    exp = replace(setup.recipe.exp, run_name=None)
+    folder = ExperimentFolder.of(replace(setup.recipe, exp=exp)).path
+    return FrozenStates(folder, model_hash(base_files(setup.recipe.model), *_frozen_model(setup, model)))
+
+
+def _frozen_model(setup: TrainingSetup, model: nn.Module) -> tuple[dict[str, Any], str, int | None]:
+    """What says how the frozen model computes: its section of the recipe, the precision, and the seed or None."""
     spec = asdict(setup.recipe.model)
     for name in ("hf_token", "head_init", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_layers"):
         del spec[name]
     # The other new layers of an encoder are random, so its states depend on the seed.
     seed = None if unwrapped(model).is_decoder else setup.seed
-    return baseline_key(setup.recipe, setup.labels, spec, setup.accelerator.mixed_precision, seed)
+    return spec, setup.accelerator.mixed_precision, seed
 
 
 def _write(path: Path, key: str, probes: dict[str, Probe]) -> None:

@@ -132,12 +132,15 @@ def score_chunks(scorer: Scorer, split: Split, start: int = 0) -> Iterator[tuple
 def read_chunks(scorer: Scorer, split: Split, reading: Reading, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """Like `score_chunks`, for whatever ``reading`` takes from a forward pass: float32 [rows, width]."""
     was_training = scorer.model.training
-    scorer.model.eval()
+    # Walks through all modules, which a server need not do for every pass.
+    if was_training:
+        scorer.model.eval()
     try:
         for first in range(start, len(split), CHUNK_ROWS):
             yield first, _read_chunk(scorer, split, reading, first)
     finally:
-        scorer.model.train(was_training)
+        if was_training:
+            scorer.model.train()
 
 
 @torch.no_grad()

@@ -1,0 +1,160 @@
+"""Learning curves with a pretrained decoder, and whether the advice drawn from the smaller sizes was right.
+
+    BANKING77_DIR=... REUTERS_DIR=... python bench/learning_curves.py GEMMA3 --out FOLDER [--only NAME ...] [--tables]
+
+GEMMA3 is a folder or a name on the hub. Runs `llmcls.curve`; all trainings are kept in FOLDER, and the same command
+resumes. Each size is twice the one before: a forecast from the sizes up to one is checked by the next one, whose
+rows it has not seen. --seeds 1,2 adds a seed. --tables trains nothing. Either writes bench/results.md and the pictures
+from what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.material import machine, write_section  # noqa: E402
+from llmcls.common.user_error import UserError  # noqa: E402
+from llmcls.evaluation.learning_curve import Estimate, advice  # noqa: E402
+from llmcls.recipe.grid import Grid, tasks_of  # noqa: E402
+from llmcls.recipe.load import load_recipe  # noqa: E402
+from llmcls.recipe.metric_names import in_words  # noqa: E402
+from llmcls.results.curve import METHODS, curve_of, write_curve  # noqa: E402
+from llmcls.results.run_folder import ExperimentFolder  # noqa: E402
+from llmcls.training.curve_plan import CurveRequest, curve_grid  # noqa: E402
+
+WORTH, MIN_STEPS = 0.01, 100
+# One evaluation, at the end: evaluations in between would take longer than the training of a few hundred rows.
+AT_THE_END = "train.eval_steps=100000"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve.
+
+    Attributes
+    ----------
+    says : str
+        What is trained on what.
+    recipe : str
+        Name in `recipes`.
+    overrides : tuple of str
+    sizes : list of int
+        Each twice the one before.
+    """
+
+    says: str
+    recipe: str
+    overrides: tuple[str, ...]
+    sizes: list[int]
+
+    @property
+    def file(self) -> Path:
+        """Its recipe."""
+        return ROOT / "recipes" / f"{self.recipe}.yaml"
+
+    def run(self, overrides: list[str], seeds: list[int]) -> None:
+        """Train what is missing."""
+        sizes, which = ",".join(map(str, self.sizes)), ",".join(map(str, seeds))
+        command = [sys.executable, "-m", "llmcls.curve", str(self.file), "--sizes", sizes, "--seeds", which]
+        if code := subprocess.run([*command, *overrides], cwd=ROOT).returncode:
+            sys.exit(f"{self.recipe} ended with exit code {code}")
+
+    def grid(self, overrides: list[str], seeds: list[int], sizes: list[int]) -> Grid:
+        """The trainings of some of the sizes."""
+        recipe = load_recipe(self.file, overrides)
+        return curve_grid(CurveRequest(recipe, overrides, "accel_configs/cpu.yaml", sizes, seeds, MIN_STEPS, "curve"))
+
+    def missing(self, overrides: list[str], seeds: list[int]) -> bool:
+        """Whether a training is not finished."""
+        grid = self.grid(overrides, seeds, self.sizes)
+        recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks_of(grid)]
+        return not all(ExperimentFolder.of(recipe).run(0).finished for recipe in recipes)
+
+
+CURVES = {
+    "banking77": Curve("banking77", "banking77", (), [385, 770, 1540, 3080]),
+    "reuters": Curve("Reuters, the first 64 tokens", "reuters_prompt", ("data.max_length=64",), [250, 500, 1000, 2000]),
+}
+
+
+def cell(point: Estimate) -> str:
+    """A value with its interval."""
+    return f"{point.value:.3f} ({point.low:.3f} to {point.high:.3f})"
+
+
+def curve_lines(curve: Curve, overrides: list[str], seeds: list[int], picture: Path) -> list[str]:
+    """The table of a curve, that of the forecasts, and the picture beside them."""
+    found = curve_of(curve.grid(overrides, seeds, curve.sizes), WORTH)
+    methods, metric = list(found.points), in_words(found.metric)
+    lines = [
+        f"{curve.says}, `recipes/{curve.recipe}.yaml`: {metric} on the {found.split} rows.",
+        "",
+        f"| rows | seeds | {' | '.join(METHODS[m] for m in methods)} |",
+        "|---:|---:|" + "---|" * len(methods),
+    ]
+    for i, size in enumerate(found.sizes):
+        cells = " | ".join(cell(found.points[m][i]) for m in methods)
+        lines.append(f"| {size:,} | {len(found.seeds['model'][i])} | {cells} |")
+    lines += ["", found.sentence, ""]
+    checks = []
+    for known in range(2, len(found.sizes)):
+        before = curve_of(curve.grid(overrides, seeds, found.sizes[:known]), WORTH)
+        if before.forecast is None or before.forecast.rows != found.sizes[known]:
+            continue
+        said = advice(before.forecast, metric, found.sizes[known - 1], WORTH).partition(":")[0]
+        values = [point.value for point in found.points["model"]]
+        gain = values[known] - values[known - 1]
+        right = "right" if (gain >= WORTH) == ("more" in said.lower()) else "wrong"
+        checks.append(
+            f"| {found.sizes[known - 1]:,} | {said.lower()} | {cell(before.forecast.gain)} | {gain:+.3f} | {right} |"
+        )
+    if checks:
+        lines += [
+            f"| rows known | advice (twice as many pay from {WORTH} on) | predicted gain | found gain | |",
+            "|---:|---|---|---|---|",
+            *checks,
+            "",
+        ]
+    write_curve(found, picture.parent, picture.name)
+    return lines
+
+
+def main() -> None:
+    """Train what is not finished, and write tables and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("gemma3", metavar="GEMMA3", help="a folder, or a name on the hub")
+    parser.add_argument("--out", type=Path, required=True, help="where the runs are kept")
+    parser.add_argument("--only", nargs="+", choices=list(CURVES), default=list(CURVES), help="only these sets")
+    parser.add_argument("--seeds", default="1", help="default: 1")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    seeds, out = [int(seed) for seed in arguments.seeds.split(",")], arguments.out.resolve()
+    lines = [f"`bench/learning_curves.py` on {machine()}, Gemma 3 270M with LoRA. In parentheses: 95 % intervals.", ""]
+    try:
+        for name, curve in CURVES.items():
+            overrides = [f"exp.output_root={out}", f"model.model_name={arguments.gemma3}", AT_THE_END, *curve.overrides]
+            if name in arguments.only and not arguments.tables:
+                curve.run(overrides, seeds)
+            if curve.missing(overrides, seeds):
+                print(f"{name} is not finished")
+                continue
+            lines += curve_lines(curve, overrides, seeds, out / f"curve-{name}")
+            shutil.copyfile(out / f"curve-{name}.svg", ROOT / "docs" / "images" / f"curve-{name}.svg")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    write_section("Learning curves", lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,15 @@ class LoadedRun:
         split = Split("input", "texts", tokens, lengths, None, self._no_ids, window)
         return calibrated(score_split(self.scorer, split), self.calibration, self.labels)
 
+    def warm_up(self) -> None:
+        """Have kernels compiled, for which the first texts would wait.
+
+        A size of 1 gets kernels of its own. Afterwards nothing compiles any more, which no other thread should see:
+        torch refuses to call what is compiled while it traces something else.
+        """
+        for lengths in ([1], [2], [2, 3]):
+            self.probabilities([np.zeros(length, dtype=np.int32) for length in lengths])
+
     def decisions(self, probabilities: np.ndarray) -> np.ndarray:
         """The labels that each text gets, bool [texts, labels]."""
         return apply_thresholds(probabilities, self.thresholds, self.labels)

@@ -46,13 +46,17 @@ class Service:
         self, runs: Mapping[str, LoadedRun], metrics: Metrics, max_waiting: int, batch_tokens: int | None = None
     ) -> None:
         self.runs, self.metrics = dict(runs), metrics
-        for run in runs.values():
-            scorer = run.scorer
-            most = CPU_TOKENS if scorer.accelerator.device.type == "cpu" else scorer.max_tokens
-            scorer.max_tokens = batch_tokens or min(scorer.max_tokens, most)
         on_cpu = all(run.scorer.accelerator.device.type == "cpu" for run in runs.values())
         self._cores = torch.get_num_threads()
         passes = min(CPU_PASSES, self._cores) if on_cpu else 1
+        # Compiled kernels use as many threads as there were when they were compiled.
+        torch.set_num_threads(self._cores // passes)
+        for run in runs.values():
+            run.warm_up()
+            scorer = run.scorer
+            most = CPU_TOKENS if scorer.accelerator.device.type == "cpu" else scorer.max_tokens
+            scorer.max_tokens = batch_tokens or min(scorer.max_tokens, most)
+        torch.set_num_threads(self._cores)
         self.batcher = Batcher({name: self._lane(name, run) for name, run in runs.items()}, max_waiting, passes)
         metrics.watch_waiting(lambda: self.batcher.waiting)
         # A tokenizer must not be used by two threads at the same time.

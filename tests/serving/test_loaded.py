@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from torch._dynamo.utils import counters
 
 from llmcls.common.user_error import UserError
 from llmcls.results.error_analysis import read_texts
@@ -37,6 +40,19 @@ def test_a_run_that_cannot_share_has_its_own_model(runs: list[FinishedRun]) -> N
     texts = ["A novel about a garden.", "x"]
     first = alone.probabilities(alone.tokens(texts))
     assert first == pytest.approx(load_runs([runs[0]])[0].probabilities(alone.tokens(texts)), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
+def test_after_the_warm_up_no_length_compiles_again(runs: list[FinishedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcls.model.kernel_choice.COMPILED_ON_CPU", 0)
+    (run,) = load_runs(runs[:1])
+    run.warm_up()
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    for lengths in ([1], [1, 1, 1], [9], [1, 40], [30, 30, 30]):
+        run.probabilities([np.full(length, 5, dtype=np.int32) for length in lengths])
+    assert counters["stats"]["unique_graphs"] == compiled
 
 
 def test_runs_of_different_precision_are_refused(runs: list[FinishedRun]) -> None:

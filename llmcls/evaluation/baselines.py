@@ -180,8 +180,9 @@ def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: 
         # No word or word pair occurs in two texts.
         vectorizer.set_params(min_df=1, token_pattern=r"(?u)\S+")
         features = vectorizer.fit_transform(texts["train"])
+    scored = {split: vectorizer.transform(rows) for split, rows in texts.items() if split != "train"}
     marks = multi_hot(train_values, len(labels.names))
-    scores = {split: np.zeros((len(rows), len(labels.names)), np.float32) for split, rows in texts.items()}
+    scores = {split: np.zeros((len(texts[split]), len(labels.names)), np.float32) for split in scored}
     for i in range(len(labels.names)):
         if marks[:, i].all() or not marks[:, i].any():
             for split_scores in scores.values():
@@ -189,10 +190,8 @@ def tfidf_linear(texts: dict[str, list[str]], train_values: np.ndarray, labels: 
             continue
         classifier = LinearSVC(C=1.0, random_state=0).fit(features, marks[:, i])
         for split, split_scores in scores.items():
-            if split != "train":
-                margins = classifier.decision_function(vectorizer.transform(texts[split]))
-                split_scores[:, i] = sigmoid(margins)
-    return {split: split_scores for split, split_scores in scores.items() if split != "train"}
+            split_scores[:, i] = sigmoid(classifier.decision_function(scored[split]))
+    return scores
 
 
 def read_splits(recipe: Recipe, labels: LabelSpace) -> tuple[dict[str, list[str]], dict[str, Values]]:

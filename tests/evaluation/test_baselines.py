@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from llmcls.data.labels import LabelSpace, label_space
 from llmcls.data.tables import read_table
@@ -39,6 +40,14 @@ def test_majority_predicts_the_most_frequent_set_of_labels(write_recipe, product
     true = [tuple(t for t in TOPICS if row[t] == "1") for row in read_rows(products / "test.csv")]
     assert found["majority"]["test"]["accuracy"] == pytest.approx(np.mean([t == most_frequent for t in true]))
     assert found["tfidf_linear"]["test"]["f1_micro"] > found["majority"]["test"]["f1_micro"]
+
+
+def test_texts_are_turned_into_features_once_not_for_each_label(write_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = TfidfVectorizer.transform
+    monkeypatch.setattr(TfidfVectorizer, "transform", lambda self, texts: read.append(1) or real(self, texts))
+    metrics_of_baselines(load_recipe(write_recipe()))
+    assert len(read) == 2, "validation and test"
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "binary_classification"])

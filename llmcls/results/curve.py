@@ -96,7 +96,7 @@ def curve_of(grid: Grid, worth: float) -> LearningCurve:
         points[method] = [Estimate.of(v, d) for v, d in zip(values, drawn.T, strict=True)]
         seeds[method] = [[float(drawn_means(true, [[d]], metric, 1)[0][0]) for d in of_size] for of_size in known]
         if method == "model":
-            found = forecast(sizes, values, drawn)
+            found = forecast(sizes, seeds[method], drawn_means(true, known, metric, draw_runs=False)[1])
     sentence = _sentence(points, found, in_words(metric), sizes[-1], worth)
     return LearningCurve(split, metric, sizes, points, seeds, found, sentence, missing)
 

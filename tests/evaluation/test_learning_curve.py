@@ -5,12 +5,14 @@ import pytest
 from sklearn.metrics import f1_score
 
 from llmcls.evaluation.learning_curve import (
+    SEED_DEVIATION,
     Estimate,
     Forecast,
     advice,
     drawn_means,
     extrapolate,
     forecast,
+    seed_deviation,
 )
 
 SIZES = [50, 100, 200, 400]
@@ -52,14 +54,46 @@ def test_what_does_not_grow_is_not_predicted_to_fall() -> None:
 
 def test_the_check_predicts_the_largest_size_from_the_smaller_ones() -> None:
     values = 1 - 4 / np.sqrt(np.array(SIZES))
-    found = forecast(SIZES, values, np.tile(values, (10, 1)))
+    found = forecast(SIZES, [[v] for v in values], np.tile(values, (10, 1)))
     assert found is not None
     assert found.rows == 800
     assert found.check == pytest.approx(values[-1], abs=1e-6)
     assert found.gain.value == pytest.approx(4 / np.sqrt(400) - 4 / np.sqrt(800), abs=0.01)
     assert found.last_gain.value == pytest.approx(values[-1] - values[-2])
-    assert forecast([50], values[:1], np.zeros((10, 1))) is None
-    assert forecast([50, 100], values[:2], np.tile(values[:2], (10, 1))).check is None
+    assert forecast([50], [[0.5]], np.zeros((10, 1))) is None
+    assert forecast([50, 100], [[v] for v in values[:2]], np.tile(values[:2], (10, 1))).check is None
+
+
+def test_the_deviation_of_seeds_is_a_guess_until_there_are_many() -> None:
+    assert seed_deviation([[0.8], [0.9]]) == pytest.approx(SEED_DEVIATION)
+    rng = np.random.default_rng(0)
+    noisy = [(1 - np.exp(rng.normal(np.log(0.2), 0.3, size=200))).tolist() for _ in range(2)]
+    assert seed_deviation(noisy) == pytest.approx(0.3, rel=0.1)
+    assert seed_deviation([[0.8, 0.8, 0.8]]) < SEED_DEVIATION
+
+
+def test_the_interval_of_a_gain_is_wide_though_the_test_rows_are_without_noise() -> None:
+    values = 1 - 4 / np.sqrt(np.array(SIZES))
+    drawn = np.tile(values, (1000, 1))
+    one = forecast(SIZES, [[v] for v in values], drawn)
+    assert one is not None
+    assert one.gain.low < 0.8 * one.gain.value
+    assert one.gain.high > 1.2 * one.gain.value
+    equal = forecast(SIZES, [[v] * 10 for v in values], drawn)
+    assert equal is not None
+    assert equal.gain.high - equal.gain.low < one.gain.high - one.gain.low, "seeds that agree make it narrower"
+
+
+def test_intervals_have_most_of_the_gains_that_are_found() -> None:
+    # Curves of another law than the fitted one, with the noise of samples and seeds.
+    rng, sizes, held = np.random.default_rng(0), np.array([100, 200, 400, 800]), 0
+    for _ in range(100):
+        errors = 0.05 + 0.6 / (1 + (sizes / rng.uniform(20, 150)) ** rng.uniform(0.5, 1.2))
+        seen = 1 - errors * np.exp(0.04 * rng.normal(size=4))
+        found = forecast([100, 200, 400], [[v] for v in seen[:3]], np.tile(seen[:3], (200, 1)))
+        assert found is not None
+        held += found.gain.low <= errors[2] - errors[3] <= found.gain.high
+    assert held >= 85
 
 
 @pytest.mark.parametrize(

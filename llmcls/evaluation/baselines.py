@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 # Up to these limits, both baselines take less than a minute on one core: bytes of the training file, and bytes times
 # labels.
-QUICK_BYTES = 20_000_000
-QUICK_WORK = 200_000_000
+QUICK_BYTES = 50_000_000
+QUICK_WORK = 500_000_000
 
 
 def store_baselines(recipe: Recipe, labels: LabelSpace, store: BaselineStore) -> None:

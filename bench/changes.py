@@ -72,13 +72,14 @@ def trainings(smollm2: str, gemma3: str) -> tuple[list[Changes], list[Training]]
         Training("mean", "mean of all tokens", FEW, (small, *bare, *rough, MEAN)),
         Training("both_ways", "every token sees the whole text", FEW, (small, *bare, *rough, MEAN, BOTH_WAYS)),
         Training("warm", "the head starts from a probe", FEW, (small, *bare, *rough, MEAN, BOTH_WAYS, PROBE)),
-        Training(
-            "asked", "instead of the last three: the last token of a prompt", FEW, (small, *bare, *rough, asked[0])
-        ),
+        Training("words", "from the words of the labels instead", FEW,
+                 (small, *bare, *rough, MEAN, BOTH_WAYS, "model.head_init=label_text")),
+        Training("asked", "instead of these three: the last token of a prompt", FEW,
+                 (small, *bare, *rough, asked[0])),
         Training("smooth", "label smoothing 0.1, dropout 0.1 instead of 0.05", FEW, (small, *bare, asked[0])),
         Training("gemma", "Gemma 3 270M", FEW, (large, *bare, asked[0])),
         Training("slower", "rate 5e-4", FEW, (large, *asked)),
-    ]
+    ]  # fmt: skip
 
     full = Training("full1", "banking77, 9,000 texts", ALL, (large,))
     once = "num_train_epochs=1"

@@ -91,7 +91,7 @@ def test_a_resumed_run_keeps_its_head(write_recipe, monkeypatch, log_lines: list
 
 
 def test_the_probe_is_a_baseline_wherever_the_head_starts_from_it(start, log_lines: list[str]) -> None:
-    begun = start("head_init=auto", exp__baselines=None).warm()
+    begun = start("head_init=probe", exp__baselines=None).warm()
     store = begun.setup.folder.experiment.baselines
     measured = store.read()["probe"]
     assert set(measured) == {"validation", "test", "seconds"}
@@ -111,6 +111,16 @@ def test_a_probe_that_is_not_worth_its_passes_is_skipped_with_a_reason(start, lo
     assert any("skipped: its passes would be a large part of the run" in line for line in log_lines)
     many = start("num_train_epochs=8", exp__baselines=None).warm()
     assert set(many.setup.folder.experiment.baselines.read()) == {"probe"}
+
+
+def test_auto_is_the_probe_with_many_texts_and_the_words_with_few(start, monkeypatch) -> None:
+    heads = {kind: start(f"head_init={kind}").warm().head() for kind in ("probe", "label_text")}
+    assert not np.array_equal(heads["probe"], heads["label_text"])
+    begun = start("head_init=auto")
+    per_feature = len(begun.setup.train_split) / begun.head().shape[1]
+    for texts, expected in ((per_feature, "probe"), (per_feature * 1.01, "label_text")):
+        monkeypatch.setattr(module, "TEXTS_PER_FEATURE", texts)
+        assert np.array_equal(start("head_init=auto").warm().head(), heads[expected])
 
 
 def test_auto_is_random_where_a_fit_would_take_long(start, monkeypatch, log_lines: list[str]) -> None:

@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 MAX_ROWS, MAX_BYTES = 50_000, 2**30
 # A head of the words of the labels alone needs texts for its scale only.
 SCALE_ROWS = 1500
-# With fewer training texts for each feature of a state, `auto` takes the words of the labels: a probe separates so few
-# texts at once, and what is left to learn does not reach the adapter. Measured with SmolLM2-135M: with 0.7 texts for
-# each feature a probe ends worse than random weights, with 3.5 better (bench/results.md, Warm start and Changes).
+# With fewer training texts for each feature of a state, `auto` takes random weights: a probe separates so few texts at
+# once, and what is left to learn does not reach the adapter. Measured with SmolLM2-135M: with 0.7 and 1.3 texts for
+# each feature a probe ends far below random weights, with 3.5 above (bench/results.md, Warm start and Changes).
 TEXTS_PER_FEATURE = 2
 # Up to this product of rows, width and labels, fitting takes about a minute on one core for every 10^9.
 QUICK_FIT = 5_000_000_000
@@ -144,12 +144,12 @@ def _plan(setup: TrainingSetup, inputs: Inputs, linear: nn.Linear | None) -> Pla
         obstacle = f"a probe of {len(setup.labels.names):,} labels would take hours"
     elif _rows(setup, linear) * linear.in_features * linear.out_features > QUICK_FIT:
         obstacle = "fitting it would take long"
-    head = wanted
-    if wanted == "auto" and linear is not None and obstacle is None:
-        few = len(setup.train_split) < TEXTS_PER_FEATURE * linear.in_features
-        head = "label_text" if few else "probe"
-    elif wanted == "auto":
-        log.info("the head starts from random weights, not from a probe: %s", obstacle)
+    head = "probe" if wanted == "auto" else wanted
+    why_random = obstacle
+    if linear is not None and len(setup.train_split) < TEXTS_PER_FEATURE * linear.in_features:
+        why_random = obstacle or f"{len(setup.train_split):,} texts are too few for one"
+    if wanted == "auto" and why_random is not None:
+        log.info("the head starts from random weights, not from a probe: %s", why_random)
         head = "random"
     elif head != "random" and linear is None:
         raise recipe.error("model.head_init", f"is {wanted}, but {obstacle}; set it to random")

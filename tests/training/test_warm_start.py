@@ -113,14 +113,14 @@ def test_a_probe_that_is_not_worth_its_passes_is_skipped_with_a_reason(start, lo
     assert set(many.setup.folder.experiment.baselines.read()) == {"probe"}
 
 
-def test_auto_is_the_probe_with_many_texts_and_the_words_with_few(start, monkeypatch) -> None:
-    heads = {kind: start(f"head_init={kind}").warm().head() for kind in ("probe", "label_text")}
-    assert not np.array_equal(heads["probe"], heads["label_text"])
-    begun = start("head_init=auto")
-    per_feature = len(begun.setup.train_split) / begun.head().shape[1]
-    for texts, expected in ((per_feature, "probe"), (per_feature * 1.01, "label_text")):
-        monkeypatch.setattr(module, "TEXTS_PER_FEATURE", texts)
-        assert np.array_equal(start("head_init=auto").warm().head(), heads[expected])
+def test_auto_is_the_probe_with_many_texts_and_random_with_few(start, monkeypatch, log_lines: list[str]) -> None:
+    probe, begun = start("head_init=probe").warm().head(), start("head_init=auto")
+    head, rows = begun.head(), len(begun.setup.train_split)
+    monkeypatch.setattr(module, "TEXTS_PER_FEATURE", rows / head.shape[1])
+    assert np.array_equal(start("head_init=auto").warm().head(), probe)
+    monkeypatch.setattr(module, "TEXTS_PER_FEATURE", 1.01 * rows / head.shape[1])
+    assert np.array_equal(begun.warm().head(), head)
+    assert any(f"random weights, not from a probe: {rows} texts are too few for one" in line for line in log_lines)
 
 
 def test_auto_is_random_where_a_fit_would_take_long(start, monkeypatch, log_lines: list[str]) -> None:

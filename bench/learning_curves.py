@@ -21,17 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.forecasts import WORTH, Outcome  # noqa: E402
 from bench.material import machine, write_section  # noqa: E402
 from llmcls.common.user_error import UserError  # noqa: E402
-from llmcls.evaluation.learning_curve import Estimate, advice  # noqa: E402
+from llmcls.evaluation.learning_curve import advice  # noqa: E402
 from llmcls.recipe.grid import Grid, tasks_of  # noqa: E402
 from llmcls.recipe.load import load_recipe  # noqa: E402
 from llmcls.recipe.metric_names import in_words  # noqa: E402
-from llmcls.results.curve import METHODS, curve_of, write_curve  # noqa: E402
+from llmcls.results.curve import curve_of, curve_table, write_curve  # noqa: E402
 from llmcls.results.run_folder import ExperimentFolder  # noqa: E402
 from llmcls.training.curve_plan import CurveRequest, curve_grid  # noqa: E402
 
-WORTH, MIN_STEPS = 0.01, 100
+MIN_STEPS = 100
 # One evaluation, at the end: evaluations in between would take longer than the training of a few hundred rows.
 AT_THE_END = "train.eval_steps=100000"
 
@@ -86,46 +87,28 @@ CURVES = {
 }
 
 
-def cell(point: Estimate) -> str:
-    """A value with its interval."""
-    return f"{point.value:.3f} ({point.low:.3f} to {point.high:.3f})"
-
-
 def curve_lines(curve: Curve, overrides: list[str], seeds: list[int], picture: Path) -> list[str]:
     """The table of a curve, that of the forecasts, and the picture beside them."""
     found = curve_of(curve.grid(overrides, seeds, curve.sizes), WORTH)
-    methods, metric = list(found.points), in_words(found.metric)
-    lines = [
-        f"{curve.says}, `recipes/{curve.recipe}.yaml`: {metric} on the {found.split} rows.",
-        "",
-        f"| rows | seeds | {' | '.join(METHODS[m] for m in methods)} |",
-        "|---:|---:|" + "---|" * len(methods),
+    metric = in_words(found.metric)
+    lines = [f"{curve.says}, `recipes/{curve.recipe}.yaml`: {metric} on the {found.split} rows.", ""]
+    lines += [*curve_table(found), "", found.sentence, ""]
+    lines += [
+        f"| rows known | advice (twice as many pay from {WORTH} on) | predicted gain | found gain | |",
+        "|---:|---|---|---|---|",
     ]
-    for i, size in enumerate(found.sizes):
-        cells = " | ".join(cell(found.points[m][i]) for m in methods)
-        lines.append(f"| {size:,} | {len(found.seeds['model'][i])} | {cells} |")
-    lines += ["", found.sentence, ""]
-    checks = []
+    values = [point.value for point in found.points["model"]]
     for known in range(2, len(found.sizes)):
-        before = curve_of(curve.grid(overrides, seeds, found.sizes[:known]), WORTH)
-        if before.forecast is None or before.forecast.rows != found.sizes[known]:
-            continue
-        said = advice(before.forecast, metric, found.sizes[known - 1], WORTH).partition(":")[0]
-        values = [point.value for point in found.points["model"]]
-        gain = values[known] - values[known - 1]
-        right = "right" if (gain >= WORTH) == ("more" in said.lower()) else "wrong"
-        checks.append(
-            f"| {found.sizes[known - 1]:,} | {said.lower()} | {cell(before.forecast.gain)} | {gain:+.3f} | {right} |"
-        )
-    if checks:
-        lines += [
-            f"| rows known | advice (twice as many pay from {WORTH} on) | predicted gain | found gain | |",
-            "|---:|---|---|---|---|",
-            *checks,
-            "",
-        ]
+        made = curve_of(curve.grid(overrides, seeds, found.sizes[:known]), WORTH).forecast
+        assert made is not None
+        outcome = Outcome(made, values[known] - values[known - 1])
+        rows = found.sizes[known - 1]
+        said = advice(made, metric, rows, WORTH).partition(":")[0].lower()
+        gain = f"{made.gain.value:.3f} ({made.gain.low:.3f} to {made.gain.high:.3f})"
+        right = "right" if outcome.right else "wrong"
+        lines.append(f"| {rows:,} | {said} | {gain} | {outcome.gain:+.3f} | {right} |")
     write_curve(found, picture.parent, picture.name)
-    return lines
+    return [*lines, ""]
 
 
 def main() -> None:

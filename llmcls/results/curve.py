@@ -112,18 +112,23 @@ def write_curve(curve: LearningCurve, folder: Path, name: str) -> str:
     write_json(folder / f"{name}.json", asdict(curve))
     lines_of = {METHODS[m]: points for m, points in curve.points.items()}
     write_pictures(folder / name, f"{in_words(curve.metric)} on {curve.split}", curve.sizes, lines_of, curve.forecast)
-    methods = list(curve.points)
     lines = [f"# {in_words(curve.metric)} on {curve.split} by labelled rows", "", curve.sentence, ""]
-    lines += [f"![learning curve]({name}.svg)", ""]
-    lines += ["| rows | seeds | " + " | ".join(METHODS[m] for m in methods) + " |", "|---|---|" + "---|" * len(methods)]
-    for i, size in enumerate(curve.sizes):
-        cells = [f"{p.value:.4f} ({p.low:.4f} to {p.high:.4f})" for p in (curve.points[m][i] for m in methods)]
-        lines.append(f"| {size} | {len(curve.seeds['model'][i])} | " + " | ".join(cells) + " |")
+    lines += [f"![learning curve]({name}.svg)", "", *curve_table(curve)]
     if curve.missing:
         lines += ["", f"Not finished: {', '.join(curve.missing)}."]
     text = "\n".join(lines) + "\n"
     write_text(folder / f"{name}.md", text)
     return text
+
+
+def curve_table(curve: LearningCurve) -> list[str]:
+    """The points of a curve as the lines of a Markdown table."""
+    methods = list(curve.points)
+    lines = ["| rows | seeds | " + " | ".join(METHODS[m] for m in methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for i, size in enumerate(curve.sizes):
+        cells = [f"{p.value:.4f} ({p.low:.4f} to {p.high:.4f})" for p in (curve.points[m][i] for m in methods)]
+        lines.append(f"| {size} | {len(curve.seeds['model'][i])} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _all_predicted(runs: dict[int, list[RunFolder]], split: str) -> bool:

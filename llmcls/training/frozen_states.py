@@ -50,11 +50,11 @@ class FrozenStates:
     def path(self, scorer: Scorer, split: Split) -> Path:
         """The file of a split.
 
-        Its name has a hash of the model, the tokens, and how they are cut into batches: the states are those that a
-        pass would give, to the last bit.
+        Its name has a hash of the model, the tokens, and how they are cut into batches, because that decides how sums
+        are rounded.
         """
-        device = scorer.accelerator
-        way = [self.of, device.num_processes, device.device.type, scorer.max_tokens, scorer.packed, split.window]
+        processes, device = scorer.accelerator.num_processes, scorer.accelerator.device.type
+        way = [self.of, processes, device, scorer.max_tokens, scorer.packed, split.window]
         found = hashlib.sha256(json.dumps(way).encode())
         found.update(np.ascontiguousarray(split.lengths).tobytes())
         for i in range(len(split)):

@@ -145,9 +145,9 @@ def _plan(setup: TrainingSetup, inputs: Inputs, linear: nn.Linear | None) -> Pla
     elif _rows(setup, linear) * linear.in_features * linear.out_features > QUICK_FIT:
         obstacle = "fitting it would take long"
     head = "probe" if wanted == "auto" else wanted
-    why_random = obstacle
-    if linear is not None and len(setup.train_split) < TEXTS_PER_FEATURE * linear.in_features:
-        why_random = obstacle or f"{len(setup.train_split):,} texts are too few for one"
+    texts = len(setup.train_split)
+    few = linear is not None and texts < TEXTS_PER_FEATURE * linear.in_features
+    why_random = obstacle or (f"{texts:,} texts are too few for one" if few else None)
     if wanted == "auto" and why_random is not None:
         log.info("the head starts from random weights, not from a probe: %s", why_random)
         head = "random"

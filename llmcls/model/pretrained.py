@@ -308,7 +308,9 @@ def _explain(error: Exception, spec: ModelSection) -> UserError:
     """What an error of the hub or the file system means, and what to do."""
     name, text = spec.model_name, str(error)
     where = f"model.model_name: {name!r}"
-    if "gated" in text.lower() or "401" in text or "403" in text:
+    # The name of a model, or of its folder, may have these words and numbers too.
+    said = text.replace(name, "").lower()
+    if not Path(name).is_dir() and any(word in said for word in ("gated", "401", "403")):
         return UserError(
             f"{where} requires permission; request access on its page, then set model.hf_token or HF_TOKEN"
         )

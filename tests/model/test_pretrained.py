@@ -95,6 +95,13 @@ def test_a_folder_without_a_model_is_one_sentence(write_recipe, tmp_path: Path) 
         load_config(spec, LABELS)
 
 
+def test_a_folder_with_the_words_of_a_refusal_in_its_name_needs_no_permission(write_recipe, tmp_path: Path) -> None:
+    (tmp_path / "gated-403").mkdir()
+    spec = load_recipe(write_recipe(model__model_name=str(tmp_path / "gated-403"))).model
+    with pytest.raises(UserError, match="gated-403' is a folder without a readable model"):
+        load_config(spec, LABELS)
+
+
 def test_the_configuration_has_a_head_for_the_labels(write_recipe) -> None:
     config = load_config(load_recipe(write_recipe()).model, LABELS)
     assert config.num_labels == len(LABELS.names)

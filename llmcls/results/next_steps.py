@@ -95,8 +95,8 @@ def _on_evaluation(verdict: RunVerdict | None, results: list[dict[str, Any]]) ->
     losses = results[0].get("train", {}).get("loss"), results[0]["test"].get("loss")
     if losses[0] and losses[1] and losses[1] > OVERFIT * losses[0] and losses[1] > 0.1:
         return [
-            f"The model knows its training texts by heart (loss {losses[0]:.3f}, on new texts {losses[1]:.3f}): more "
-            "labels help more than more epochs."
+            f"The model knows its training texts by heart (loss {losses[0]:.3f}, on new texts {losses[1]:.3f}): "
+            "label more texts."
         ]
     return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,35 @@ def peak_of_a_real_step(recipe: Recipe, folder: Path) -> int:
         (loss_of(logits, torch.zeros(texts, len(LABELS.names))).sum() * 0.5).backward()
     profiler.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    changes = sorted((e["ts"], i, e["args"]["Bytes"]) for i, e in enumerate(events) if e.get("name") == "[memory]")
+    changes = [e["args"] for e in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])]
     assert len(changes) > 500
-    return int(np.cumsum([bytes_ for *_, bytes_ in changes]).max())
+    # What the profiler saw allocated in an earlier step, and the garbage collector frees in this one, is a change too.
+    held: dict[int, int] = {}
+    peak = now = 0
+    for change in changes:
+        now += change["Bytes"] if change["Bytes"] > 0 else -held.pop(change["Addr"], 0)
+        peak = max(peak, now)
+        if change["Bytes"] > 0:
+            held[change["Addr"]] = change["Bytes"]
+    return peak
+
+
+def test_memory_of_an_earlier_step_that_is_freed_late_does_not_count(
+    small_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, earlier = recipe_of({}, {}, small_llama), []
+    alone = peak_of_a_real_step(recipe, tmp_path)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        earlier.append(torch.zeros(10**6))
+
+    class Frees(profile):
+        def __enter__(self) -> Any:
+            entered = super().__enter__()
+            earlier.clear()
+            return entered
+
+    monkeypatch.setattr(sys.modules[__name__], "profile", Frees)
+    assert peak_of_a_real_step(recipe, tmp_path) == pytest.approx(alone, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def recipe_text(proposal: Proposal, path: str, profile: str) -> str:
             _line("bidirectional", True, "and every token sees the whole text"),
         ]
     lines += [
-        _line("head_init", "auto", "the head starts from a linear probe where texts are many"),
+        _line("head_init", "auto", "the head starts from a linear probe where texts are many and labels few"),
         _line("lora_r", 16, "0 trains all weights"),
         _line("lora_alpha", 32),
         "",

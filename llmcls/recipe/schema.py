@@ -137,8 +137,8 @@ class ModelSection:
     head_init: Literal["random", "probe", "label_text", "auto"] = _key(
         "random",
         "What the head starts from: random weights, a linear probe of the frozen model on the training texts and the "
-        "words of the labels, or those words alone. `auto`: the probe, where there are two texts for each feature of a "
-        "state, the head is linear and the fit is quick.",
+        "words of the labels, or those words alone. `auto`: the probe, where the head has at most four weights for "
+        "each training text and is linear, and the fit is quick.",
     )
 
 

@@ -46,10 +46,11 @@ log = logging.getLogger(__name__)
 MAX_ROWS, MAX_BYTES = 50_000, 2**30
 # A head of the words of the labels alone needs texts for its scale only.
 SCALE_ROWS = 1500
-# With fewer training texts for each feature of a state, `auto` takes random weights: a probe separates so few texts at
-# once, and what is left to learn does not reach the adapter. Measured with SmolLM2-135M: with 0.7 and 1.3 texts for
-# each feature a probe ends far below random weights, with 3.5 above (bench/results.md, Warm start and Changes).
-TEXTS_PER_FEATURE = 2
+# If the head has more weights than this for each training text, `auto` takes random weights: such a probe separates the
+# training texts at once, and what is left to learn does not reach the adapter. Measured with SmolLM2-135M: with 58, 12
+# and 4.9 weights for each text a probe ended below random weights, with 2.9 above (bench/results.md, Warm start and
+# Changes).
+WEIGHTS_PER_TEXT = 4
 # Up to this product of rows, width and labels, fitting takes about a minute on one core for every 10^9.
 QUICK_FIT = 5_000_000_000
 # Share of the work of the run that the passes of a probe may cost if only the baseline needs it.
@@ -146,8 +147,8 @@ def _plan(setup: TrainingSetup, inputs: Inputs, linear: nn.Linear | None) -> Pla
         obstacle = "fitting it would take long"
     head = "probe" if wanted == "auto" else wanted
     texts = len(setup.train_split)
-    few = linear is not None and texts < TEXTS_PER_FEATURE * linear.in_features
-    why_random = obstacle or (f"{texts:,} texts are too few for one" if few else None)
+    few = linear is not None and texts * WEIGHTS_PER_TEXT < linear.in_features * linear.out_features
+    why_random = obstacle or (f"{texts:,} texts are too few for its weights" if few else None)
     if wanted == "auto" and why_random is not None:
         log.info("the head starts from random weights, not from a probe: %s", why_random)
         head = "random"

@@ -116,11 +116,13 @@ def test_a_probe_that_is_not_worth_its_passes_is_skipped_with_a_reason(start, lo
 def test_auto_is_the_probe_with_many_texts_and_random_with_few(start, monkeypatch, log_lines: list[str]) -> None:
     probe, begun = start("head_init=probe").warm().head(), start("head_init=auto")
     head, rows = begun.head(), len(begun.setup.train_split)
-    monkeypatch.setattr(module, "TEXTS_PER_FEATURE", rows / head.shape[1])
+    monkeypatch.setattr(module, "WEIGHTS_PER_TEXT", head.size / rows)
     assert np.array_equal(start("head_init=auto").warm().head(), probe)
-    monkeypatch.setattr(module, "TEXTS_PER_FEATURE", 1.01 * rows / head.shape[1])
+    monkeypatch.setattr(module, "WEIGHTS_PER_TEXT", 0.99 * head.size / rows)
     assert np.array_equal(begun.warm().head(), head)
-    assert any(f"random weights, not from a probe: {rows} texts are too few for one" in line for line in log_lines)
+    assert any(
+        f"random weights, not from a probe: {rows} texts are too few for its weights" in line for line in log_lines
+    )
 
 
 def test_auto_is_random_where_a_fit_would_take_long(start, monkeypatch, log_lines: list[str]) -> None:

@@ -188,7 +188,7 @@ def main() -> None:
         out = run_asked([*(t for table in tables for t in table.trainings), *recipes], arguments)
         lines = [
             f"`bench/changes.py` on {machine()}, one thread a training, several side by side. One change per "
-            "line, each with one seed; an empty line was not measured.",
+            "line, each with one seed.",
             "",
             *(line for table in tables for line in table_lines(table, out)),
             "The recipes, chosen on validation; the test rows are read once for each line. For single-label sets the "

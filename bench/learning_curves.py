@@ -74,11 +74,15 @@ class Curve:
         recipe = load_recipe(self.file, overrides)
         return curve_grid(CurveRequest(recipe, overrides, "accel_configs/cpu.yaml", sizes, seeds, MIN_STEPS, "curve"))
 
-    def missing(self, overrides: list[str], seeds: list[int]) -> bool:
-        """Whether a training is not finished."""
-        grid = self.grid(overrides, seeds, self.sizes)
-        recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks_of(grid)]
-        return not all(ExperimentFolder.of(recipe).run(0).finished for recipe in recipes)
+    def finished(self, overrides: list[str], seeds: list[int]) -> list[int]:
+        """Those of the seeds of which every size is trained."""
+
+        def whole(seed: int) -> bool:
+            grid = self.grid(overrides, [seed], self.sizes)
+            recipes = [load_recipe(grid.recipe, task.overrides) for task in tasks_of(grid)]
+            return all(ExperimentFolder.of(recipe).run(0).finished for recipe in recipes)
+
+        return [seed for seed in seeds if whole(seed)]
 
 
 CURVES = {
@@ -94,8 +98,9 @@ def curve_lines(curve: Curve, overrides: list[str], seeds: list[int], picture: P
     lines = [f"{curve.says}, `recipes/{curve.recipe}.yaml`: {metric} on the {found.split} rows.", ""]
     lines += [*curve_table(found), "", found.sentence, ""]
     lines += [
-        f"| rows known | advice (twice as many pay from {WORTH} on) | predicted gain | found gain | |",
-        "|---:|---|---|---|---|",
+        f"| rows known | advice (twice as many pay from {WORTH} on) | predicted gain | found gain | in the interval | "
+        "right |",
+        "|---:|---|---|---|---|---|",
     ]
     values = [point.value for point in found.points["model"]]
     for known in range(2, len(found.sizes)):
@@ -104,9 +109,9 @@ def curve_lines(curve: Curve, overrides: list[str], seeds: list[int], picture: P
         outcome = Outcome(made, values[known] - values[known - 1])
         rows = found.sizes[known - 1]
         said = advice(made, metric, rows, WORTH).partition(":")[0].lower()
-        gain = f"{made.gain.value:.3f} ({made.gain.low:.3f} to {made.gain.high:.3f})"
-        right = "right" if outcome.right else "wrong"
-        lines.append(f"| {rows:,} | {said} | {gain} | {outcome.gain:+.3f} | {right} |")
+        gain = f"{made.gain.value:.4f} ({made.gain.low:.3f} to {made.gain.high:.3f})"
+        held, right = ("yes" if true else "no" for true in (outcome.held, outcome.right))
+        lines.append(f"| {rows:,} | {said} | {gain} | {outcome.gain:.4f} | {held} | {right} |")
     write_curve(found, picture.parent, picture.name)
     return [*lines, ""]
 
@@ -128,10 +133,10 @@ def main() -> None:
             overrides = [f"exp.output_root={out}", f"model.model_name={arguments.gemma3}", AT_THE_END, *curve.overrides]
             if name in arguments.only and not arguments.tables:
                 curve.run(overrides, seeds)
-            if curve.missing(overrides, seeds):
+            if not (finished := curve.finished(overrides, seeds)):
                 print(f"{name} is not finished")
                 continue
-            lines += curve_lines(curve, overrides, seeds, out / f"curve-{name}")
+            lines += curve_lines(curve, overrides, finished, out / f"curve-{name}")
             shutil.copyfile(out / f"curve-{name}.svg", ROOT / "docs" / "images" / f"curve-{name}.svg")
     except UserError as error:
         sys.exit(f"error: {error}")

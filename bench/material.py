@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcls.common.files import replacing
 from llmcls.datasets.products import TOPICS, make_corpus, write_data
 from llmcls.model.tiny import write_tiny_llama
 from llmcls.recipe.load import load_recipe
@@ -121,6 +124,16 @@ def prepare(folder: Path, rows: int, test_rows: int, max_length: int = 512, unif
             writer.writerows(chosen)
         setattr(material, split, path)
     return material
+
+
+def kept(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The result that lies in a JSON file; if there is none, it is measured and written there."""
+    if not path.exists():
+        found = measure()
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:

@@ -7,7 +7,7 @@ MODEL is a folder or a name on the hub. Every contestant trains one epoch of the
 turns, each round with another seed: llmcls, llmcls with ``train.kernels=off``, and `Trainer` at 4 x 8. The probe is
 timed in the process of llmcls, before and after training. Model FLOPs are counted as in bench/gpu.py. Afterwards each
 predicts as many other texts. ``--quality`` compares what is learned instead, with thresholds of 0.5 on both sides.
-Writes bench/results.md.
+With ``--keep FOLDER``, what is finished is not trained again by the same command. Writes bench/results.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.material import Material, machine, median_ratio, prepare, write_section  # noqa: E402
+from bench.material import Material, kept, machine, median_ratio, prepare, write_section  # noqa: E402
 from bench.train_speed import quality_table  # noqa: E402
 
 CONTESTANTS = ("llmcls", "llmcls, kernels off", "Trainer 4 x 8")
@@ -99,6 +99,25 @@ def train_once(contestant: str, seed: int, a: argparse.Namespace, folder: Path) 
     return found
 
 
+def train_in_subprocess(contestant: str, seed: int) -> dict[str, float]:
+    """Like `train_once`, in a separate process with the arguments of this one."""
+    command = [sys.executable, *sys.argv, "--one", contestant, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{contestant} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def kept_result(contestant: str, seed: int, a: argparse.Namespace) -> dict[str, float]:
+    """Like `train_in_subprocess`, unless the folder of ``--keep`` has the result."""
+    if a.keep is None:
+        return train_in_subprocess(contestant, seed)
+    settings = (str(v).replace("/", "_") for k, v in vars(a).items() if k not in ("rounds", "keep", "only", "one"))
+    name = f"{contestant}-{seed}-{'-'.join(settings)}.json"
+    return kept(a.keep / name, lambda: train_in_subprocess(contestant, seed))
+
+
 def _model_flops(model: Any, lengths: Any) -> dict[str, float]:
     """Tokens of an epoch, and FLOPs of one of LoRA training without recomputation; see bench/gpu.py."""
     config = model.config
@@ -119,6 +138,8 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--quality", action="store_true", help="compare what is learned instead of the speed")
+    parser.add_argument("--keep", type=Path, help="folder for the results")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="only train these, and write nothing")
     parser.add_argument("--one", nargs=2, metavar=("CONTESTANT", "SEED"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     os.environ["REUTERS_MODEL"] = a.model
@@ -126,16 +147,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(train_once(a.one[0], int(a.one[1]), a, Path(folder))))
         return
-    names = [name for name in CONTESTANTS if not (a.quality and name.endswith("off"))]
+    names = a.only or [name for name in CONTESTANTS if not (a.quality and name.endswith("off"))]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(1, a.rounds + 1):
         for name in names:
-            command = [sys.executable, *sys.argv, "--one", name, str(seed)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            results[name].append(kept_result(name, seed, a))
             print(name, results[name][-1], flush=True)
+    if a.only:
+        return
     about = (
         f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts, "
         f"max_length {a.max_length}, 32 a step, {a.epochs} epoch(s), {a.rounds} rounds, taking turns, each with "

@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        """Whether the advice was right."""
+        """Whether the predicted gain is on the side of `WORTH` on which the gain was found."""
         return (self.forecast.gain.value >= WORTH) == (self.gain >= WORTH)
 
 
@@ -115,8 +115,8 @@ def main() -> None:
     seeds = list(range(1, arguments.seeds + 1))
     lines = [
         f"`bench/forecasts.py` on {machine()}. TF-IDF with a linear model at thresholds of 0.5, test rows; accuracy "
-        "for banking77, micro-F1 for Reuters. Means over the forecasts of a line; ± is half of the 95 % interval. The "
-        f"advice is right if the predicted and the found gain are on the same side of {WORTH}.",
+        "for banking77, micro-F1 for Reuters. Means over the forecasts of a line; ± is half of the 95 % interval. A "
+        f"forecast is right if the predicted and the found gain are on the same side of {WORTH}.",
         "",
         "| | seeds | sizes known | rows | predicted gain of twice as many | found gain | in the interval | right |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

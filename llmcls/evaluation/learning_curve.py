@@ -196,7 +196,7 @@ def forecast(sizes: list[int], seeds: list[list[float]], drawn: np.ndarray) -> F
 
 
 def advice(found: Forecast, metric: str, rows: int, worth: float) -> str:
-    """A sentence or two: more labels, or stop here.
+    """A sentence or two: more labels, stop here, or too early to tell.
 
     Parameters
     ----------
@@ -207,6 +207,11 @@ def advice(found: Forecast, metric: str, rows: int, worth: float) -> str:
         The largest size.
     worth : float
         The gain from which on twice as many labels are worth their work.
+
+    Notes
+    -----
+    Where that gain is inside the interval, the advice is only probable. A forecast from two sizes, whose law no third
+    one confirms, gives none then.
 
     Examples
     --------
@@ -219,6 +224,8 @@ def advice(found: Forecast, metric: str, rows: int, worth: float) -> str:
         begin = "More labels"
     elif gain.high < worth:
         begin = "Stop here"
+    elif found.check is None:
+        begin = "Too early to tell"
     else:
         begin = "Probably more labels" if gain.value >= worth else "Probably stop here"
     last = found.last_gain

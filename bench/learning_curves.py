@@ -110,9 +110,8 @@ def curve_lines(curve: Curve, overrides: list[str], seeds: list[int], picture: P
         rows = found.sizes[known - 1]
         said = advice(made, metric, rows, WORTH).partition(":")[0].lower()
         gain = f"{made.gain.value:.4f} ({made.gain.low:.3f} to {made.gain.high:.3f})"
-        held, right = ("yes" if true else "no" for true in (outcome.held, outcome.right))
-        if said == "too early to tell":
-            right = ""
+        held = "yes" if outcome.held else "no"
+        right = "" if said == "too early to tell" else "yes" if outcome.right else "no"
         lines.append(f"| {rows:,} | {said} | {gain} | {outcome.gain:.4f} | {held} | {right} |")
     write_curve(found, picture.parent, picture.name)
     return [*lines, ""]

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +126,15 @@ def prepare(folder: Path, rows: int, test_rows: int, max_length: int = 512, unif
             writer.writerows(chosen)
         setattr(material, split, path)
     return material
+
+
+def printed_result(command: list[str], contestant: str) -> dict[str, float]:
+    """Run a command, and return the JSON of its last line; the script ends with the error of a command that failed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{contestant} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def kept(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

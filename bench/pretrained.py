@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.material import Material, kept, machine, median_ratio, prepare, write_section  # noqa: E402
+from bench.material import (  # noqa: E402
+    Material,
+    kept,
+    machine,
+    median_ratio,
+    prepare,
+    printed_result,
+    write_section,
+)
 from bench.train_speed import quality_table  # noqa: E402
 
 CONTESTANTS = ("llmcls", "llmcls, kernels off", "Trainer 4 x 8")
@@ -101,12 +108,7 @@ def train_once(contestant: str, seed: int, a: argparse.Namespace, folder: Path) 
 
 def train_in_subprocess(contestant: str, seed: int) -> dict[str, float]:
     """Like `train_once`, in a separate process with the arguments of this one."""
-    command = [sys.executable, *sys.argv, "--one", contestant, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{contestant} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return printed_result([sys.executable, *sys.argv, "--one", contestant, str(seed)], contestant)
 
 
 def kept_result(contestant: str, seed: int, a: argparse.Namespace) -> dict[str, float]:

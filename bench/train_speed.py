@@ -18,7 +18,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +26,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.material import Material, kept, machine, median_ratio, prepare, write_section  # noqa: E402
+from bench.material import (  # noqa: E402
+    Material,
+    kept,
+    machine,
+    median_ratio,
+    prepare,
+    printed_result,
+    write_section,
+)
 
 # Batch size, accumulation, and whether batches are grouped by length. All optimizer steps have 32 texts.
 TRAINERS = {
@@ -127,11 +134,7 @@ def train_in_subprocess(contestant: str, seed: int, race: Race) -> dict[str, flo
     """Like `train_once`, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one", contestant, "--seed", str(seed), "--folder", folder]
-        done = subprocess.run([*command, "--race", json.dumps(asdict(race))], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{contestant} failed:\n{done.stderr[-3000:]}")
-        found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
+        return printed_result([*command, "--race", json.dumps(asdict(race))], contestant)
 
 
 def kept_result(contestant: str, seed: int, race: Race, keep: Path | None) -> dict[str, float]:

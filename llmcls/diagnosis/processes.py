@@ -32,6 +32,8 @@ def all_reduce(subject: Subject) -> Finding:
         if not nccl:
             advice = "check that this machine's name resolves (ping `hostname`), and set GLOO_SOCKET_IFNAME=lo"
         return fault(f"an all-reduce over {backend} with {where} failed: {error}", advice)
+    if nccl and gpus == 1:
+        return ok("NCCL starts on the GPU; there is no other one to exchange with", backend=backend, processes=1)
     found = f"all-reduce over {backend} with {where} works ({rate:.1f} GB/s)"
     if gpus > 1 and not nccl:
         return warning(found, "this build of torch has no NCCL, which several GPUs need: use Linux", gb_per_second=rate)

@@ -6,6 +6,7 @@ works on single tokens; attention gets the lengths of the texts and keeps them a
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,11 @@ from torch.nn.attention import varlen
 
 from llmcls.data.batches import send
 from llmcls.model.stand_in import FLASH_WIDTH, DeviceKind, device_kind
+
+# Grouped heads have to be allowed, but not in torch 2.11, whose kernel takes them unasked.
+GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+)
 
 
 @dataclass
@@ -109,7 +115,8 @@ def attention(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     grouped = query.shape[1] != key.shape[1]
     causal = pack.causal and not last_token_only
-    if pack.flash and dtype != torch.float32:
+    # The kernel for all texts has no dropout.
+    if pack.flash and dtype != torch.float32 and not dropout:
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         out: Any = varlen.varlen_attn(
             q, k, v,
@@ -120,7 +127,7 @@ def attention(
             scale=scaling,
             # For a query at the end of its text, every key is in the past.
             window_size=(-1, 0) if causal else (-1, -1),
-            enable_gqa=grouped,
+            **(GROUPED if grouped else {}),
         )  # fmt: skip
         return out[None]
     if grouped and device_kind(query) != "cpu":

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmcls.diagnosis import processes
+from llmcls.diagnosis.findings import Subject
 from tests.diagnosis.helpers import find
 
 
@@ -23,6 +24,19 @@ def test_a_failed_exchange_is_a_fault_with_advice_for_its_backend(tmp_path: Path
     assert found.status == "fault"
     assert "failed: unhandled system error" in found.found
     assert ("NCCL_DEBUG" if torch.cuda.is_available() else "GLOO_SOCKET_IFNAME=lo") in found.advice
+
+
+@pytest.mark.parametrize(
+    "gpus, said", [(1, "NCCL starts on the GPU; there is no"), (4, "all-reduce over nccl with 4 GPU(s) works (9.0")]
+)
+def test_a_single_gpu_has_no_rate_of_exchange(gpus: int, said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(processes, "exchange", lambda backend, count: (None, 9.0))
+    found = processes.all_reduce(Subject(None, tmp_path))
+    assert (found.status, found.details["processes"]) == ("ok", gpus)
+    assert found.found.startswith(said)
 
 
 def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:

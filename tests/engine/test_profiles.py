@@ -45,6 +45,12 @@ def test_accelerate_accepts_the_profile_and_its_launcher_uses_it(path: Path) -> 
         assert str(arguments.zero_stage) == path.stem.removeprefix("zero")
 
 
+@pytest.mark.parametrize("path", [p for p in PROFILES if p.stem != "cpu"], ids=lambda p: p.stem)
+def test_a_profile_leaves_the_choice_of_gpus_to_slurm_and_cuda_visible_devices(path: Path) -> None:
+    # A number would become CUDA_VISIBLE_DEVICES.
+    assert load_config_from_file(str(path)).gpu_ids in (None, "all")
+
+
 def test_a_launcher_takes_a_process_per_gpu_and_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmcls.engine.profiles.find_hardware", lambda: Hardware([80.0] * 4, 1))
     path = str(find_profile("ddp"))

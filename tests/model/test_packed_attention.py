@@ -156,26 +156,47 @@ def test_on_a_gpu_the_fastest_attention_that_runs_is_taken(
     assert choose_kernel(HeadShape(4, 2, 100, 100), torch.device("cuda"), torch.bfloat16) == expected
 
 
-def test_the_oldest_torch_that_is_accepted_has_the_kernel_with_grouped_heads(monkeypatch) -> None:
-    # torch 2.10 had neither scale nor window_size, and 2.11 no enable_gqa.
+def test_the_oldest_torch_that_is_accepted_has_a_kernel_with_scale_and_window() -> None:
+    # torch 2.10 had neither.
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     floor = next(line for line in pyproject["project"]["dependencies"] if line.startswith("torch"))
-    assert Version("2.11.99") not in Requirement(floor).specifier
-    assert {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen.varlen_attn).parameters)
+    assert Version("2.10.99") not in Requirement(floor).specifier
+    assert {"scale", "window_size"} <= set(inspect.signature(varlen.varlen_attn).parameters)
 
-    # With an older one all the same, flash attention is left with the reason, which `try_packing` logs as a warning.
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_grouped_heads_are_allowed_where_torch_asks_for_it_and_given_unasked_to_torch_2_11(monkeypatch, asks) -> None:
+    seen = {}
+
     def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        raise AssertionError("not reached")
+        seen["heads"] = q.shape[1], k.shape[1]
+        return q
 
-    class OnGpu(torch.Tensor):
-        @property
-        def device(self):
-            return torch.device("cuda")
+    def later(*arguments, enable_gqa=False, **options):
+        seen["allowed"] = enable_gqa
+        return of_2_11(*arguments, **options)
 
-    monkeypatch.setattr(varlen, "varlen_attn", of_2_11)
+    monkeypatch.setattr(varlen, "varlen_attn", later if asks else of_2_11)
+    monkeypatch.setattr(packed_attention, "GROUPED", {"enable_gqa": True} if asks else {})
+    monkeypatch.setattr(packed_attention, "device_kind", lambda _: "cuda")
     query, key, value = states(TOKENS, dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match="enable_gqa"):
-        attention(query.as_subclass(OnGpu), key, value, make_pack(LENGTHS, CPU, flash=True), None)
+    attention(query, key, value, make_pack(LENGTHS, CPU, flash=True), None)
+    assert seen["heads"] == (query.shape[1], key.shape[1])
+    assert query.shape[1] != key.shape[1]
+    assert seen.get("allowed") is (True if asks else None)
+
+
+def test_the_kernel_for_all_texts_is_not_asked_for_dropout_that_it_does_not_have(monkeypatch) -> None:
+    def without_dropout(*_, **__):
+        raise AssertionError("the dropout is lost")
+
+    monkeypatch.setattr(varlen, "varlen_attn", without_dropout)
+    monkeypatch.setattr(packed_attention, "device_kind", lambda _: "cuda")
+    query, key, value = states(TOKENS, dtype=torch.bfloat16)
+    pack = make_pack(LENGTHS, CPU, flash=True)
+    torch.manual_seed(0)
+    first, second = (attention(query, key, value, pack, None, dropout=0.5) for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ from llmcls.engine.accelerator import open_accelerator, prepare, unwrapped
 from llmcls.engine.full_state import trained_weights
 from llmcls.evaluation.scoring import make_scorer
 from llmcls.model.build import build_classifier
-from llmcls.model.pretrained import quantized_layers
+from llmcls.model.four_bit import quantized_layers
 from llmcls.recipe.defaults import micro_batch_tokens
 from llmcls.recipe.schema import Recipe
 from llmcls.results.run_folder import ExperimentFolder

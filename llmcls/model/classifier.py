@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from llmcls.data.batches import send
+from llmcls.model.four_bit import quantized_layers
 from llmcls.model.packed_forward import PackedForward
 from llmcls.model.pooling import pool
-from llmcls.model.pretrained import quantized_layers
 
 
 class Classifier(nn.Module):

@@ -12,9 +12,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
+try:
+    from llmcls.model.triton_kernels import KERNELS
+except ModuleNotFoundError as error:
+    # Not in builds of torch for CPUs.
+    if error.name != "triton":
+        raise
+    KERNELS = {}
+
 NAMESPACE = "llmcls"
+# Kernels that need not be compiled by torch, by the name of their formula; none without triton.
+TRITON: dict[str, Callable[..., Any]] = KERNELS
 
 
 def _rms_norm(
@@ -70,6 +81,10 @@ def _rotary(
     return rotate(query), rotate(key)
 
 
+def _masked_product(left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor, gain: float) -> torch.Tensor:
+    return torch.ops.aten.native_dropout_backward(left @ right, mask, gain)
+
+
 def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     wide = scores.float() * scaling
     largest = wide.amax(-1, keepdim=True)
@@ -87,29 +102,51 @@ def _softmax_backward(
     return weights.to(scores.dtype), d_scores.to(scores.dtype)
 
 
-# Formula, the arguments of its operation, and the types that it returns.
-FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
+# The dimensions of each argument that differ between micro-batches: texts and tokens. The others are those of the
+# model: kernels that know them are faster.
+ROWS, HEADS, FIXED = (0, 1), (0, 2), ()
+SCORES = (0, 1, 2, 3)
+# Formula, the arguments of its operation and the types that it returns, and the dimensions that differ.
+FORMULAS: dict[str, tuple[Callable[..., Any], str, tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (
         _rms_norm,
         "(Tensor x, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor)",
+        (ROWS, FIXED),
     ),
     "rms_norm_backward": (
         _rms_norm_backward,
         "(Tensor d_out, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
+        (ROWS, ROWS, FIXED, ROWS),
     ),
-    "gated_activation": (_gated_activation, "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor"),
+    "gated_activation": (
+        _gated_activation,
+        "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor",
+        (ROWS, ROWS),
+    ),
     "gated_activation_backward": (
         _gated_activation_backward,
         "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
+        (ROWS, ROWS, ROWS),
     ),
-    "softmax": (_softmax, "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)"),
+    "softmax": (
+        _softmax,
+        "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)",
+        (SCORES,),
+    ),
     "softmax_backward": (
         _softmax_backward,
         "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
+        (SCORES, SCORES, SCORES),
+    ),
+    "masked_product": (
+        _masked_product,
+        "(Tensor left, Tensor right, Tensor mask, float gain, bool compiled) -> Tensor",
+        ((0,), FIXED, (0,)),
     ),
     "rotary": (
         _rotary,
         "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",
+        (HEADS, HEADS, ROWS, ROWS),
     ),
 }
 
@@ -118,23 +155,29 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
 def register_formulas() -> torch.library.Library:
     """Register the operations with torch, at their first use."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    for name, (formula, signature) in FORMULAS.items():
+    for name, (formula, signature, changing) in FORMULAS.items():
         library.define(name + signature)
-        library.impl(name, _implementation(formula), "CompositeExplicitAutograd")
+        library.impl(name, _implementation(name, formula, changing), "CompositeExplicitAutograd")
         # Fake tensors have shapes and dtypes only, which the formula itself tells.
         torch.library.register_fake(f"{NAMESPACE}::{name}", _without_choice(formula), lib=library)
     return library
 
 
-def _implementation(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """The formula with a last argument: whether it is compiled."""
+def _implementation(
+    name: str, formula: Callable[..., Any], changing: tuple[tuple[int, ...], ...]
+) -> Callable[..., Any]:
+    """The formula with a last argument: whether it is compiled, as one kernel for all sizes of what is changing."""
 
     def run(*arguments: Any) -> Any:
         *inputs, compiled = arguments
         if not compiled:
             return formula(*inputs)
+        if inputs[0].is_cuda and (kernel := TRITON.get(name)) is not None:
+            return kernel(*inputs)
         # Compiled code depends on whether a tensor is a view or has a gradient; here, it makes no difference.
         inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
+        for x, dimensions in zip(inputs, changing, strict=False):
+            maybe_mark_dynamic(x, dimensions)
         try:
             with torch.no_grad():
                 return _compiled(formula)(*inputs)
@@ -150,5 +193,4 @@ def _without_choice(formula: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for all lengths: sizes are dynamic, so no length compiles again."""
-    return torch.compile(formula, dynamic=True, fullgraph=True)
+    return torch.compile(formula, fullgraph=True)

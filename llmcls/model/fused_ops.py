@@ -17,6 +17,8 @@ from llmcls.model.formulas import register_formulas
 from llmcls.model.stand_in import device_kind
 
 ACTIVATIONS = ("silu", "gelu_tanh")
+# Columns of the left matrix of `product_dropout_backward` that fit into one tile.
+MOST_RANKS = 64
 # The integers of the size of a float of 2 and of 4 bytes.
 LANES = {2: torch.int16, 4: torch.int32}
 
@@ -153,6 +155,29 @@ def dropout_backward(d_out: torch.Tensor, mask: torch.Tensor, rate: float) -> to
     if device_kind(d_out) != "cpu":
         return torch.ops.aten.native_dropout_backward(d_out, mask, 1 / (1 - rate))
     return d_out.view(mask.dtype).bitwise_and(mask).view(d_out.dtype)
+
+
+def product_dropout_backward(
+    left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor, rate: float, compiled: bool = False
+) -> torch.Tensor:
+    """`dropout_backward` of ``left @ right``; float [rows, width].
+
+    Parameters
+    ----------
+    left : float [rows, inner]
+    right : float [inner, width]
+    mask : tensor [rows, width]
+        From `dropout`.
+    rate : float
+    compiled : bool
+        Whether to compile the formula where that saves a pass over the result: on GPUs, in 16 bits, for few ranks.
+    """
+    small = left.dtype != torch.float32 and left.shape[1] <= MOST_RANKS
+    if compiled and small and device_kind(left) != "cpu":
+        register_formulas()
+        out: torch.Tensor = torch.ops.llmcls.masked_product(left, right, mask, 1 / (1 - rate), compiled)
+        return out
+    return dropout_backward(left @ right, mask, rate)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -24,7 +24,8 @@ WRITING = {
 GATHERING = {"embedding", "gather", "index", "index_select"}
 # Where the left matrix of a matrix product is among the arguments.
 PRODUCTS = {
-    "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1, "bmm": 0, "gemm_4bit": 0, "linear": 0, "mm": 0,
+    "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1, "bmm": 0, "gemm_4bit": 0, "linear": 0, "masked_product": 0,
+    "mm": 0,
 }  # fmt: skip
 # Attention: where the query is among the arguments, and where it is said whether attention is causal.
 ATTENTION = {
@@ -93,7 +94,9 @@ def kernel_cost(
     as much, and the flash kernel computes the scores once more (Dao et al. 2022, "FlashAttention", section 3.1).
     """
     inputs = _tensors(arguments)
-    dtype = str((outputs[0] if outputs else inputs[0]).dtype).removeprefix("torch.")
+    # A product may be summed and written in float32 while its factors have 16 bits.
+    computed = arguments[PRODUCTS[name]] if name in PRODUCTS else outputs[0] if outputs else inputs[0]
+    dtype = str(computed.dtype).removeprefix("torch.")
     flops = useful = 0
     if name in PRODUCTS:
         flops = useful = 2 * outputs[0].numel() * arguments[PRODUCTS[name]].shape[-1]

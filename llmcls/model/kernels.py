@@ -23,7 +23,7 @@ from torch import nn
 
 from llmcls.model import packed_attention
 from llmcls.model.blocked_attention import blocked_attention
-from llmcls.model.fused_lora import lora_linear, project
+from llmcls.model.fused_lora import lora_linear, plain_layers, project, project_layers
 from llmcls.model.fused_ops import ACTIVATIONS, gated_activation, rms_norm, rotary
 from llmcls.model.packed_attention import Pack
 from llmcls.model.stand_in import device_kind
@@ -70,7 +70,7 @@ class FusedKernels:
     def _fused_forward(self, module: Any) -> Callable[..., Any] | None:
         """The fused ``forward`` of one module, or None if it keeps its own."""
         if lora_linear(module) is not None:
-            return partial(_lora_layer, module)
+            return partial(_lora_layer, module, self.compiled)
         if (unit_offset := _norm_kind(module)) is not None:
             return partial(_norm_layer, module, unit_offset, self.compiled)
         if (activation := _mlp_kind(module)) is not None:
@@ -177,11 +177,12 @@ def _same(own: Callable[[], Any], fused: Callable[[], Any]) -> bool:
         return False
 
 
-def _lora_layer(module: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+def _lora_layer(module: Any, compiled: bool, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
     """A linear layer with LoRA; peft's own ``forward`` where the adapter is merged, disabled or called with options."""
-    if arguments or options or lora_linear(module) is None:
+    layers = None if arguments or options else plain_layers([module])
+    if layers is None:
         return type(module).forward(module, x, *arguments, **options)
-    return project([module], x)[0]
+    return project_layers(layers, x, compiled)[0]
 
 
 def _norm_layer(module: Any, unit_offset: bool, compiled: bool, x: torch.Tensor) -> torch.Tensor:
@@ -189,7 +190,7 @@ def _norm_layer(module: Any, unit_offset: bool, compiled: bool, x: torch.Tensor)
 
 
 def _mlp_layer(module: Any, activation: str, compiled: bool, x: torch.Tensor) -> torch.Tensor:
-    gate, up = project([module.gate_proj, module.up_proj], x)
+    gate, up = project([module.gate_proj, module.up_proj], x, compiled)
     states: torch.Tensor = module.down_proj(gated_activation(gate, up, activation, compiled))
     return states
 
@@ -207,7 +208,7 @@ def _attention_layer(
     """Attention of all tokens of a packed row, the three projections together; other inputs go to the block's own."""
     if pack is None:
         return type(block).forward(block, hidden_states, position_embeddings, attention_mask, **more)
-    query, key, value = project([block.q_proj, block.k_proj, block.v_proj], hidden_states)
+    query, key, value = project([block.q_proj, block.k_proj, block.v_proj], hidden_states, compiled)
     query, key = split_heads(block, query, "q_norm"), split_heads(block, key, "k_norm")
     if getattr(block, "use_rope", True):
         query, key = rotate(query, key, *position_embeddings)

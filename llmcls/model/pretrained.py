@@ -6,18 +6,17 @@ the backbone are missing. Here, missing weights are an error that names the tens
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
+from llmcls.model.four_bit import SCALES_SHARE, quantization, quantize_shapes, quantized_layers, unpack_scales
 from llmcls.recipe.schema import ModelSection
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def load_pretrained(spec: ModelSection, labels: LabelSpace, device: torch.device
     # Other formats hold Python objects, as code does.
     options["use_safetensors"] = None if spec.trust_remote_code else True
     if spec.use_4bit:
-        options["quantization_config"] = _four_bit(spec, head)
+        options["quantization_config"] = quantization(DTYPES[spec.torch_dtype], head)
         # Load and quantize on this device directly, without a copy of the whole model elsewhere.
         options["device_map"] = {"": device}
     load = _hub_errors(AutoModelForSequenceClassification.from_pretrained, spec)
@@ -84,6 +83,8 @@ def load_pretrained(spec: ModelSection, labels: LabelSpace, device: torch.device
             layer.support_avx512bf16_for_cpu = False
     if spec.use_4bit and not quantized_layers(model):
         raise UserError(f"model.use_4bit is true, but no layer of {spec.model_name} was quantized; set it to false")
+    if spec.use_4bit and device.type == "cuda":
+        unpack_scales(model, int(SCALES_SHARE * torch.cuda.get_device_properties(device).total_memory))
     return model, new
 
 
@@ -109,47 +110,10 @@ def skeleton(spec: ModelSection, config: Any) -> tuple[Any, list[str]]:
             config, dtype=dtype, trust_remote_code=spec.trust_remote_code
         )
     if spec.use_4bit:
-        _quantize_shapes(model, head, _four_bit(spec, head))
+        quantize_shapes(model, head, quantization(DTYPES[spec.torch_dtype], head))
     for name in head:
         model.get_submodule(name).to(torch.float32)
     return model, head
-
-
-def _quantize_shapes(model: Any, head: list[str], settings: Any) -> None:
-    """Replace the linear layers of a model on the meta device as loading in 4 bits does."""
-    from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
-    replace_with_bnb_linear(model, head, settings)
-    model.is_loaded_in_4bit = True
-    storage = settings.bnb_4bit_quant_storage
-    with torch.device("meta"):
-        for layer in model.modules():
-            if not isinstance(layer, Linear4bit):
-                continue
-            # Double quantization: a byte for the scale of each block of 64 weights, a float for 256 of these scales.
-            count = layer.out_features * layer.in_features
-            blocks = -(-count // 64)
-            scales = QuantState(
-                absmax=torch.empty(-(-blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
-            )
-            state = QuantState(
-                absmax=torch.empty(blocks, dtype=torch.uint8),
-                shape=torch.Size((layer.out_features, layer.in_features)),
-                code=torch.empty(16),
-                blocksize=64,
-                quant_type="nf4",
-                dtype=settings.bnb_4bit_compute_dtype,
-                offset=torch.empty(()),
-                state2=scales,
-            )
-            packed = torch.empty((count + 1) // (2 * storage.itemsize), 1, dtype=storage)
-            layer.weight = Params4bit(
-                packed, quant_state=state, quant_type="nf4", quant_storage=storage, bnb_quantized=True
-            )
-            layer.quant_state = state
-            layer.support_avx512bf16_for_cpu = False
 
 
 def load_config(spec: ModelSection, labels: LabelSpace) -> Any:
@@ -205,29 +169,6 @@ def load_tokenizer(spec: ModelSection) -> Any:
     # `llmcls.data.encoding` truncates texts at data.max_length. The limit of the tokenizer would only cause warnings.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
-
-
-def quantized_layers(model: nn.Module) -> int:
-    """The number of linear layers with 4-bit weights."""
-    return sum(type(p).__name__ == "Params4bit" for p in model.parameters())
-
-
-def _four_bit(spec: ModelSection, head: list[str]) -> Any:
-    """NF4 with double quantization for all linear layers except those in ``head``."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "model.use_4bit is true, but bitsandbytes is not installed; "
-            "run `pip install bitsandbytes` or set model.use_4bit=false"
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[spec.torch_dtype],
-        # FSDP shards a 4-bit weight as a tensor of this dtype, together with the other weights of this dtype.
-        bnb_4bit_quant_storage=DTYPES[spec.torch_dtype],
-        llm_int8_skip_modules=head,
-    )
 
 
 def _head_modules(config: Any, spec: ModelSection) -> list[str]:

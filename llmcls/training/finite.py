@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +54,14 @@ class Taken:
     losses: list[torch.Tensor]
 
 
-def gradient_norm(accelerator: Accelerator, model: nn.Module, largest: float) -> torch.Tensor | None:
+def gradient_norm(accelerator: Accelerator, model: nn.Module, optimizer: Any, largest: float) -> torch.Tensor | None:
     """The norm of the gradient, which is then clipped; float32 [].
 
     Parameters
     ----------
     accelerator : Accelerator
     model : nn.Module
+    optimizer : torch.optim.Optimizer, or a wrapper of one
     largest : float
         What it is clipped to; 0 for no clipping.
 
@@ -68,11 +70,15 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, largest: float) ->
     Tensor, optional
         None with float16 and a loss scaler, which expects infinite gradients and leaves out steps itself.
     """
+    parameters: Iterable[nn.Parameter] = model.parameters()
+    if accelerator.distributed_type != DistributedType.FSDP:
+        # The same gradients, without a walk through all modules. With FSDP, accelerate asks for those of a model.
+        parameters = [p for group in torch_optimizer(optimizer).param_groups for p in group["params"]]
     if getattr(accelerator, "scaler", None) is not None:
         if largest:
-            accelerator.clip_grad_norm_(model.parameters(), largest)
+            accelerator.clip_grad_norm_(parameters, largest)
         return None
-    norm: Any = accelerator.clip_grad_norm_(model.parameters(), largest or math.inf)
+    norm: Any = accelerator.clip_grad_norm_(parameters, largest or math.inf)
     if norm is None:
         return None
     whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -199,7 +199,7 @@ def optimizer_step(
             if len(batch.rows):
                 loss_sum += all_losses[-1].sum()
     beat("the update of step", number + 1)
-    norm = gradient_norm(accelerator, model, recipe.train.max_grad_norm)
+    norm = gradient_norm(accelerator, model, optimizer, recipe.train.max_grad_norm)
     loss_sum = step_if_finite(accelerator, optimizer, norm, loss_sum)
     optimizer.zero_grad()
     return Taken(loss_sum, norm, all_losses)

@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers.masking_utils  # noqa: E402
+from accelerate.utils import DistributedType  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 from transformers import AutoConfig, AutoModelForSequenceClassification  # noqa: E402
 
@@ -53,6 +54,7 @@ class OneGpu:
     """What the loop asks of an accelerator, for one process with one GPU."""
 
     device, num_processes, process_index, is_main_process = torch.device("cuda", 0), 1, 0, True
+    distributed_type = DistributedType.NO
 
     class gradient_state:
         @staticmethod

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from llmcls.common.user_error import UserError
 from llmcls.model.build import build_classifier, load_trained_classifier
-from llmcls.model.pretrained import quantized_layers
+from llmcls.model.four_bit import quantized_layers
 from llmcls.recipe.load import load_recipe
 from tests.model.helpers import CPU, LABELS, TEXTS, build, lengths_of, one_by_one, packed_row, padded_rows
 

@@ -50,7 +50,7 @@ def test_a_card_tells_whether_it_fits_and_the_time_and_cost_of_an_epoch(lines) -
     assert memory.endswith("; fits into the 15 GiB of the GPU")
     (time,) = [line for line in said if line.startswith("time: ")]
     assert re.match(r"time: about \d+ s per epoch on one Tesla T4, evaluation not included: ", time)
-    assert time.endswith("of which 60% are reached (a guess, not measured)")
+    assert time.endswith("of which 50% are reached (a guess, not measured)")
     (cost,) = [line for line in said if line.startswith("cost: ")]
     assert re.fullmatch(r"cost: about 0\.0\d per epoch at 3\.6 per hour", cost)
     small = replace(card, gib=0.5)

@@ -1,0 +1,44 @@
+"""4-bit weights: the scales of their blocks, packed and unpacked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from llmcls.model.four_bit import quantized_layers, unpack_scales
+
+pytest.importorskip("bitsandbytes")
+
+BLOCKS = 512 * 256 // 64
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    from bitsandbytes.nn import Linear4bit
+
+    torch.manual_seed(0)
+    layer = Linear4bit(256, 512, bias=False, compress_statistics=True, quant_type="nf4", compute_dtype=torch.bfloat16)
+    return nn.Sequential(layer.to("cpu"), nn.Linear(512, 4))
+
+
+def test_unpacked_scales_leave_the_weights_as_they_are(model: nn.Module) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight, x = model[0].weight, torch.randn(4, 256)
+    before, out = dequantize_4bit(weight, weight.quant_state), model[0](x)
+    assert quantized_layers(model) == 1
+    unpack_scales(model, most=3 * BLOCKS)
+    assert not weight.quant_state.nested
+    assert (weight.quant_state.absmax.dtype, weight.quant_state.absmax.numel()) == (torch.float32, BLOCKS)
+    assert torch.equal(dequantize_4bit(weight, weight.quant_state), before)
+    assert torch.equal(model[0](x), out)
+    # A second time changes nothing.
+    unpack_scales(model, most=3 * BLOCKS)
+    assert torch.equal(model[0](x), out)
+
+
+def test_scales_that_would_take_too_much_stay_packed(model: nn.Module) -> None:
+    unpack_scales(model, most=3 * BLOCKS - 1)
+    assert model[0].weight.quant_state.nested
+    assert model[0].weight.quant_state.absmax.dtype == torch.uint8

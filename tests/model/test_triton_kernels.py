@@ -1,0 +1,134 @@
+"""The Triton kernels against their formulas, in Triton's interpreter; tests/cuda runs them on a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+pytest.importorskip("triton", reason="needs triton, which builds of torch for CPUs do not bring")
+
+# The interpreter has to be chosen before triton is imported. Its 16-bit numbers are cut off instead of rounded, and its
+# products of bfloat16 are wrong, so they are compared in float32 and float16.
+SCRIPT = """
+import json, sys
+import torch
+from llmcls.model import formulas, triton_kernels as kernels
+
+torch.manual_seed(0)
+results = {}
+
+def note(name, found, expected):
+    found, expected = (x if isinstance(x, tuple) else (x,) for x in (found, expected))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, a.shape, a.dtype, b.shape, b.dtype)
+        off = float((a.float() - b.float()).abs().max() / b.float().abs().max()) if b.numel() else 0.0
+        results[name] = max(results.get(name, 0.0), off)
+
+for shape in ((1, 7, 96), (1, 1, 64), (2, 5, 4, 16), (3, 100), (1, 0, 64)):
+    x, up, d_out = torch.randn(3, *shape).unbind()
+    weight = torch.randn(shape[-1])
+    for offset in (False, True):
+        expected = formulas._rms_norm(x, weight, 1e-6, offset)
+        note("norm", kernels.rms_norm(x, weight, 1e-6, offset), expected)
+        arguments = d_out, x, weight, expected[1], offset
+        note("norm backward", kernels.rms_norm_backward(*arguments), formulas._rms_norm_backward(*arguments))
+    for kind in ("silu", "gelu_tanh"):
+        arguments = 3 * x, up, kind
+        note(kind, kernels.gated_activation(*arguments), formulas._gated_activation(*arguments))
+        arguments = d_out, 3 * x, up, kind
+        expected = formulas._gated_activation_backward(*arguments)
+        note(kind + " backward", kernels.gated_activation_backward(*arguments), expected)
+# The weight is applied after rounding, and decides about the precision of the result.
+x, weight = torch.randn(1, 9, 64).half(), torch.randn(64)
+note("norm of 16 bits", kernels.rms_norm(x, weight, 1e-6, False), formulas._rms_norm(x, weight, 1e-6, False))
+for rows, heads, key_heads, tokens, width in ((1, 4, 2, 6, 16), (2, 3, 1, 5, 24), (1, 9, 9, 3, 64), (1, 4, 0, 3, 8)):
+    for transposed in (False, True):
+        query, key = (
+            torch.randn(rows, tokens, n, width).transpose(1, 2) if transposed else torch.randn(rows, n, tokens, width)
+            for n in (heads, key_heads)
+        )
+        cos, sin = torch.randn(2, rows, tokens, width).unbind()
+        for inverse in (False, True):
+            found = kernels.rotary(query, key, cos, sin, inverse)
+            note("rotary", found, formulas._rotary(query, key, cos, sin, inverse))
+            assert found[0].stride() == query.stride()
+# One angle for all rows.
+query, key = torch.randn(2, 2, 3, 5, 16).unbind()
+cos, sin = torch.randn(2, 1, 5, 16).unbind()
+note("rotary", kernels.rotary(query, key, cos, sin, False), formulas._rotary(query, key, cos, sin, False))
+for ranks in (8, 24, 64):
+    left, right = torch.randn(70, ranks).half(), torch.randn(ranks, 200).half()
+    mask = torch.rand(70, 200) > 0.3
+    found = kernels.masked_product(left, right, mask, 1 / 0.7)
+    note("masked product", found.float(), torch.where(mask, left.float() @ right.float() / 0.7, 0.0))
+    assert not found[~mask].any()
+print(json.dumps(results))
+"""
+
+
+def test_every_kernel_gives_what_its_formula_gives() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == 9
+    for name, off in results.items():
+        assert off <= (2e-3 if name in ("masked product", "norm of 16 bits") else 2e-6), (name, off)
+
+
+# Compiles every kernel for a GPU of the Ampere generation, without one, for the sizes of a 1B Llama in bfloat16, and
+# prints for each whether it reads and writes 16 bytes at once. "*" are pointers; sizes of a micro-batch are not known.
+COMPILE = """
+import json
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from llmcls.model import triton_kernels as kernels
+
+NARROW, TILE = "*bf16", {"UNIT_OFFSET": False, "ROWS": 1, "WIDTH": 2048}
+CASES = [
+    (kernels._rms_norm_kernel, {"scale": "*fp32", "eps": "fp32"}, ("x", "weight", "out"), TILE),
+    (kernels._rms_norm_backward_kernel, {"scale": "*fp32"}, ("d_out", "x", "weight", "d_x"), TILE),
+    (kernels._gated_activation_kernel, {}, ("gate", "up", "out"), {"SILU": True, "BLOCK": 2048}),
+    (kernels._gated_activation_kernel, {}, ("gate", "up", "out"), {"SILU": False, "BLOCK": 2048}),
+    (
+        kernels._gated_activation_backward_kernel, {}, ("d_out", "gate", "up", "d_gate", "d_up"),
+        {"SILU": True, "BLOCK": 2048},
+    ),
+    (
+        kernels._rotary_kernel, {}, ("query", "key", "cos", "sin", "out_query", "out_key"),
+        {"INVERSE": True, "HEADS": 32, "KEY_HEADS": 8, "HALF": 32},
+    ),
+    (
+        kernels._masked_product_kernel, {"mask": "*u8", "gain": "fp32"}, ("left", "right", "out"),
+        {"ROWS": 64, "COLUMNS": 128, "INNER": 16},
+    ),
+]
+for kernel, types, pointers, constants in CASES:
+    types = types | dict.fromkeys(pointers, NARROW) | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    known = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
+        if name not in constants and signature[name] not in ("fp32",) and name not in ("rows", "tokens", "inner")
+    }
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, constants, known)
+    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
+    print(json.dumps([kernel.__name__, "ld.global.v4" in code, "st.global.v4" in code]))
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu_and_moves_16_bytes_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(found) == 7
+    assert all(reads and writes for _, reads, writes in found), found

@@ -137,7 +137,8 @@ def refusal(capsys: pytest.CaptureFixture[str], command: str, *arguments: Any) -
 def run_module(module: str, *arguments: Any, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """``python -m MODULE ARGUMENTS`` in a new process, with the project importable from any folder."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | environment
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, encoding="utf-8")
 
 

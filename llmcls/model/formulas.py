@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 try:
@@ -102,51 +101,33 @@ def _softmax_backward(
     return weights.to(scores.dtype), d_scores.to(scores.dtype)
 
 
-# The dimensions of each argument that differ between micro-batches: texts and tokens. The others are those of the
-# model: kernels that know them are faster.
-ROWS, HEADS, FIXED = (0, 1), (0, 2), ()
-SCORES = (0, 1, 2, 3)
-# Formula, the arguments of its operation and the types that it returns, and the dimensions that differ.
-FORMULAS: dict[str, tuple[Callable[..., Any], str, tuple[tuple[int, ...], ...]]] = {
+# Formula, the arguments of its operation, and the types that it returns.
+FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
     "rms_norm": (
         _rms_norm,
         "(Tensor x, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor)",
-        (ROWS, FIXED),
     ),
     "rms_norm_backward": (
         _rms_norm_backward,
         "(Tensor d_out, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
-        (ROWS, ROWS, FIXED, ROWS),
     ),
-    "gated_activation": (
-        _gated_activation,
-        "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor",
-        (ROWS, ROWS),
-    ),
+    "gated_activation": (_gated_activation, "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor"),
     "gated_activation_backward": (
         _gated_activation_backward,
         "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
-        (ROWS, ROWS, ROWS),
     ),
-    "softmax": (
-        _softmax,
-        "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)",
-        (SCORES,),
-    ),
+    "softmax": (_softmax, "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)"),
     "softmax_backward": (
         _softmax_backward,
         "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
-        (SCORES, SCORES, SCORES),
     ),
     "masked_product": (
         _masked_product,
         "(Tensor left, Tensor right, Tensor mask, float gain, bool compiled) -> Tensor",
-        ((0,), FIXED, (0,)),
     ),
     "rotary": (
         _rotary,
         "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",
-        (HEADS, HEADS, ROWS, ROWS),
     ),
 }
 
@@ -155,18 +136,16 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str, tuple[tuple[int, ...], ...]]]
 def register_formulas() -> torch.library.Library:
     """Register the operations with torch, at their first use."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    for name, (formula, signature, changing) in FORMULAS.items():
+    for name, (formula, signature) in FORMULAS.items():
         library.define(name + signature)
-        library.impl(name, _implementation(name, formula, changing), "CompositeExplicitAutograd")
+        library.impl(name, _implementation(name, formula), "CompositeExplicitAutograd")
         # Fake tensors have shapes and dtypes only, which the formula itself tells.
         torch.library.register_fake(f"{NAMESPACE}::{name}", _without_choice(formula), lib=library)
     return library
 
 
-def _implementation(
-    name: str, formula: Callable[..., Any], changing: tuple[tuple[int, ...], ...]
-) -> Callable[..., Any]:
-    """The formula with a last argument: whether it is compiled, as one kernel for all sizes of what is changing."""
+def _implementation(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """The formula with a last argument: whether it is compiled."""
 
     def run(*arguments: Any) -> Any:
         *inputs, compiled = arguments
@@ -176,8 +155,6 @@ def _implementation(
             return kernel(*inputs)
         # Compiled code depends on whether a tensor is a view or has a gradient; here, it makes no difference.
         inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
-        for x, dimensions in zip(inputs, changing, strict=False):
-            maybe_mark_dynamic(x, dimensions)
         try:
             with torch.no_grad():
                 return _compiled(formula)(*inputs)
@@ -193,4 +170,5 @@ def _without_choice(formula: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(formula, fullgraph=True)
+    """One kernel for all lengths: sizes are dynamic, so no length compiles again."""
+    return torch.compile(formula, dynamic=True, fullgraph=True)

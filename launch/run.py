@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ PARALLEL = ["-n", str(min(4, (os.cpu_count() or 1) + 1)), "--dist", "loadfile"]
 USUAL_TESTS = "not long"
 UNIT_TESTS = "not slow and not distributed and not slurm and not gpu"
 DOCS = ["build", "--strict", "--quiet"]
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mkdocs", *DOCS])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,14 +134,23 @@ def demo() -> int:
 def run_tests(extra: list[str]) -> int:
     """Run the tests, the linter, the type checker and the docs build; returns the worst exit code."""
     python = python_to_use()
-    steps = [
-        [python, "-m", "pytest", *PARALLEL, "-m", USUAL_TESTS, *extra],
-        [python, "-m", "ruff", "check", "."],
-        [python, "-m", "ruff", "format", "--check", "."],
-        [python, "-m", "mypy"],
-        [python, "-m", "mkdocs", *DOCS],
-    ]
-    return max(execute(step) for step in steps)
+    # Some tests wait, for a time or for another process. The other checks, which need half a minute, fill these gaps.
+    with ThreadPoolExecutor(1) as pool:
+        checks = [pool.submit(checked, [python, "-m", *command]) for command in CHECKS]
+        codes = [execute([python, "-m", "pytest", *PARALLEL, "-m", USUAL_TESTS, *extra])]
+        for check in checks:
+            code, said = check.result()
+            print(said, end="", flush=True)
+            codes.append(code)
+    return max(codes)
+
+
+def checked(command: list[str]) -> tuple[int, str]:
+    """Run a command in the background; returns its exit code and what it wrote."""
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False
+    )
+    return done.returncode, done.stdout
 
 
 def train_command(arguments: argparse.Namespace) -> int:

@@ -61,8 +61,8 @@ def test_an_old_torch_is_a_fault(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.4.1" if name == "torch" else real(name))
     code, lines, _ = examine(monkeypatch, capsys, tmp_path / "doctor.json", "--only", "libraries")
     assert code == 1
-    assert lines[0] == "fault    libraries     torch 2.4.1 is installed, >=2.12 is required"
-    assert lines[1].endswith("-> run `pip install --upgrade 'torch>=2.12'`")
+    assert lines[0] == "fault    libraries     torch 2.4.1 is installed, >=2.11 is required"
+    assert lines[1].endswith("-> run `pip install --upgrade 'torch>=2.11'`")
     assert "not ready: 1 fault(s)" in lines
 
 

@@ -32,10 +32,10 @@ def test_old_new_and_missing_packages_are_named_with_the_command(tmp_path: Path,
     pretend(monkeypatch, {"torch": "2.4.1", "transformers": "6.0.0", "peft": None})
     found = find("libraries", tmp_path)
     assert found.status == "fault"
-    assert "torch 2.4.1 is installed, >=2.12 is required" in found.found
+    assert "torch 2.4.1 is installed, >=2.11 is required" in found.found
     assert "transformers 6.0.0 is installed, <6,>=5.20 is required" in found.found
     assert "peft is not installed" in found.found
-    assert found.advice == ("run `pip install --upgrade 'torch>=2.12' 'transformers<6,>=5.20' 'peft>=0.20'`")
+    assert found.advice == ("run `pip install --upgrade 'torch>=2.11' 'transformers<6,>=5.20' 'peft>=0.20'`")
 
 
 def test_optional_packages_are_needed_only_if_the_recipe_uses_them(write_recipe, tmp_path: Path, monkeypatch) -> None:

@@ -169,6 +169,24 @@ def run_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.parametrize("failing", [None, "pytest", "mypy", "mkdocs"])
+def test_the_tests_run_beside_the_other_checks_and_the_worst_exit_code_counts(
+    run_module, monkeypatch: pytest.MonkeyPatch, capsys, failing: str | None
+) -> None:
+    def checked(command: list[str]) -> tuple[int, str]:
+        return int(command[2] == failing), f"{command[2]} {command[3] if len(command) > 3 else ''}\n"
+
+    monkeypatch.setattr(run_module, "checked", checked)
+    monkeypatch.setattr(run_module, "execute", lambda command: 2 * int(command[2] == failing))
+    assert run_module.run_tests([]) == (0 if failing is None else 2 if failing == "pytest" else 1)
+    assert capsys.readouterr().out == "ruff check\nruff format\nmypy \nmkdocs build\n"
+
+
+def test_a_check_in_the_background_keeps_its_output_and_its_exit_code(run_module) -> None:
+    code, said = run_module.checked([sys.executable, "-c", "import sys; print('é'); sys.exit('wrong')"])
+    assert (code, said.splitlines()) == (1, ["é", "wrong"])
+
+
 @pytest.mark.parametrize(
     "model, recipe, data, results",
     [

@@ -89,7 +89,17 @@ def test_every_variant_fits_what_it_should(learn, tmp_path: Path, changes: dict[
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+# Those that change the adapter or what attention sees; the others do not touch the layers that 4 bits change.
+BESIDE_4_BIT = {"rslora", "dora", "layers", "attention", "bidirectional"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=() if name in BESIDE_4_BIT else pytest.mark.long)
+        for name, changes in VARIANTS.items()
+    ],
+)
 def test_every_variant_goes_with_4_bit(learn, changes: dict[str, Any]) -> None:
     found, _ = learn(model__use_4bit=True, **{"train__max_steps": 70} | changes)
     assert found["f1_micro"] >= 0.8

@@ -29,7 +29,6 @@ import itertools
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from bench.material import machine, median_ratio, write_section  # noqa: E402
+from bench.material import machine, median_ratio, now, write_section  # noqa: E402
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64),
@@ -51,8 +50,6 @@ LABELS, STEP_ROWS, WARM_UP = 10, 32, 3
 # Epochs of llmcls, of which the median counts; its rivals, which take longer, are measured in one.
 EPOCHS = 3
 GIB = 2**30
-
-Results = dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -107,13 +104,6 @@ def write_model(folder: Path, shape: str) -> None:
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def now() -> float:
-    """The time in seconds, when a GPU has finished its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def measure_matmul() -> float:
@@ -269,8 +259,7 @@ def measure_plain(race: Race, weights: dict[str, Any], logits: np.ndarray) -> di
     """
     from bench.plain_trainer import plain_model, time_trainer
 
-    model = plain_model(race.recipe, 0)
-    model = model if race.recipe.model.use_4bit else model.to(device())
+    model = plain_model(race.recipe, 0).to(device())
     found = {"training": time_trainer(model, race.recipe, race.tokens, race.values, 4, race.folder / "trainer")}
     found["peak"] = peak_gib()
     unexpected = model.load_state_dict({n.removeprefix("model."): w for n, w in weights.items()}, strict=False)

@@ -9,6 +9,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,15 @@ def write_section(title: str, lines: list[str]) -> None:
     tail = f"\n## {after[2]}" if after[2] else ""
     body = "\n".join(["", f"## {title}", "", *lines, ""])
     path.write_text(before.rstrip("\n") + "\n" + body + tail, encoding="utf-8", newline="\n")
+
+
+def now() -> float:
+    """The time in seconds, when a GPU has finished its work."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def machine() -> str:

@@ -10,29 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.material import now
+
 
 def plain_model(recipe: Any, pad_token_id: int) -> Any:
     """The model of a recipe as a plain script builds it: loaded by transformers, with an adapter of peft."""
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification
 
-    spec, dtype, options = recipe.model, getattr(torch, recipe.model.torch_dtype), {}
-    if spec.use_4bit:
-        options = {
-            "device_map": {"": 0} if torch.cuda.is_available() else None,
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            ),
-        }  # fmt: skip
+    spec = recipe.model
     model = AutoModelForSequenceClassification.from_pretrained(
         spec.model_name, num_labels=len(recipe.data.label_columns), problem_type="multi_label_classification",
-        dtype=dtype, **options,
+        dtype=getattr(torch, spec.torch_dtype),
     )  # fmt: skip
     model.config.pad_token_id = pad_token_id
-    if spec.use_4bit:
-        # Without recomputation, as the other side.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return get_peft_model(
         model,
         LoraConfig(
@@ -77,11 +68,6 @@ def time_trainer(
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.seconds = now() - self.start
-
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     texts = Dataset.from_dict({"input_ids": [ids.tolist() for ids in tokens], "labels": values.tolist()})
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name)

@@ -35,6 +35,10 @@ SECONDS_UNTIL_DEAD = 120.0
 SECONDS_OF_A_REMOVAL = 15.0
 
 
+class InUseError(UserError):
+    """Another process, which is alive, holds a lock."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lock.
@@ -75,7 +79,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     Raises
     ------
-    UserError
+    InUseError
         If another process, which is alive, holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +156,7 @@ def _wait_for_the_end_of(path: Path, what: str) -> None:
 
     Raises
     ------
-    UserError
+    InUseError
         If the owner is alive.
     """
     owner = _read(path)
@@ -173,7 +177,7 @@ def _wait_for_the_end_of(path: Path, what: str) -> None:
                 return
     if alive:
         who = f"process {owner.process} on {owner.host} since {owner.since}" if owner else "another process"
-        raise UserError(f"{what} is in use by {who}; wait until it ends, or end it")
+        raise InUseError(f"{what} is in use by {who}; wait until it ends, or end it")
     _remove(path, owner)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import optuna
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe
-from llmcls.results.lock import locked
+from llmcls.results.lock import InUseError, locked
 from llmcls.results.run_folder import ExperimentFolder
 from llmcls.search.finalists import Candidate, candidates_of, result_of, runs_of, write_result
 from llmcls.search.study import Search, best_first, counted, origin_of, running, taken_trial
@@ -117,32 +118,42 @@ def _drop_weights(search: Search, request: Request) -> None:
 
 
 def finish_search(search: Search, request: Request) -> None:
-    """Train the finalists and write the result, if this process is the last one.
+    """Train the finalists and write the result, if this process is the last one and no other is at it.
 
     Raises
     ------
     UserError
-        If a finalist fails, or another process is at it.
+        If a finalist fails.
     """
     others = running(search.study)
     if others:
         print(f"{len(others)} trial(s) are being trained by other processes; the last of these ends the search")
         return
-    with locked(search.lock("finalists"), f"the end of the search {search.name}"):
-        candidates = candidates_of(search, request.finalists, request.seeds)
-        load = functools.partial(_recipe_of, request)
-        for candidate in candidates:
-            recipe = load(candidate)
-            if all(run.finished for run in runs_of(recipe)):
-                continue
-            print(f"{candidate.name}, seeds {', '.join(map(str, request.seeds))}", flush=True)
-            command = _command(search, request, [*request.overrides, *candidate.overrides])
-            outcome = train_trial(command, runs_of(recipe)[-1], request.metric)
-            if outcome.failure:
-                raise UserError(f"{candidate.name} failed: {outcome.failure}"[:280])
-        result = result_of(request.metric, candidates, load)
-        print(write_result(search, result, request.recipe, request.overrides))
-        print(f"best recipe: {search.folder / search.name}-best.yaml")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(search.lock("finalists"), f"the end of the search {search.name}"))
+        except InUseError:
+            print("another process trains the finalists and ends the search")
+            return
+        _train_finalists(search, request)
+
+
+def _train_finalists(search: Search, request: Request) -> None:
+    """Train what is left of the finalists, compare them, and write the result."""
+    candidates = candidates_of(search, request.finalists, request.seeds)
+    load = functools.partial(_recipe_of, request)
+    for candidate in candidates:
+        recipe = load(candidate)
+        if all(run.finished for run in runs_of(recipe)):
+            continue
+        print(f"{candidate.name}, seeds {', '.join(map(str, request.seeds))}", flush=True)
+        command = _command(search, request, [*request.overrides, *candidate.overrides])
+        outcome = train_trial(command, runs_of(recipe)[-1], request.metric)
+        if outcome.failure:
+            raise UserError(f"{candidate.name} failed: {outcome.failure}"[:280])
+    result = result_of(request.metric, candidates, load)
+    print(write_result(search, result, request.recipe, request.overrides))
+    print(f"best recipe: {search.folder / search.name}-best.yaml")
 
 
 def _recipe_of(request: Request, candidate: Candidate) -> Recipe:

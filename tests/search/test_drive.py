@@ -9,6 +9,7 @@ import yaml
 
 from llmcls.common.user_error import UserError
 from llmcls.recipe.load import load_recipe
+from llmcls.search import drive
 from llmcls.search.trial import Outcome
 from llmcls.tune import main
 from tests.helpers import read_json, refusal, train
@@ -71,6 +72,27 @@ def test_the_best_of_the_finalists_over_all_seeds_is_written_and_read_on_test_on
     # The same command again has nothing to train.
     main(arguments)
     assert len(trainings) == 5
+
+
+def test_a_process_that_arrives_while_another_ends_the_search_leaves_it_to_that_one(
+    write_recipe, space, trainings, tmp_path, capsys, monkeypatch
+) -> None:
+    recipe = write_recipe(train__num_train_epochs=1)
+    arguments = [str(recipe), "--space", str(space), "--trials", "1", "--finalists", "1", "--seeds", "1"]
+    folder, real = tmp_path / "outputs" / "tiny-llama" / "products", drive.candidates_of
+
+    def meanwhile(*given: object) -> object:
+        # This process has begun to end the search; another command comes to its end, too.
+        monkeypatch.setattr(drive, "candidates_of", real)
+        main(arguments)
+        assert "another process trains the finalists and ends the search" in capsys.readouterr().out
+        assert not (folder / "tune.json").exists()
+        return real(*given)
+
+    monkeypatch.setattr(drive, "candidates_of", meanwhile)
+    main(arguments)
+    assert "best recipe" in capsys.readouterr().out
+    assert len(read_json(folder / "tune.json")["trials"]) == 1
 
 
 def test_trials_that_only_fail_end_the_search_with_their_reason(write_recipe, space, monkeypatch) -> None:

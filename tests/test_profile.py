@@ -65,14 +65,13 @@ def test_each_size_gets_its_profile(hardware, capsys, gpus, machines, size, over
 
 
 def test_a_four_bit_8b_model_is_not_sent_to_a_card_where_it_does_not_fit(write_recipe, hardware, capsys) -> None:
-    # An estimate from shapes said 23.7 GiB.
     recipe = write_recipe(
         model__use_4bit=True, model__torch_dtype="bfloat16", model__lora_r=8, model__lora_target_modules=["all-linear"],
-        train__gradient_checkpointing=False, train__batch_size=7, data__max_length=512,
+        train__gradient_checkpointing=False, train__batch_size=9, data__max_length=512,
     )  # fmt: skip
     found = chosen(capsys, recipe, "--hardware", hardware(24, 24), "--model-size", "8B")
     assert found["profile"] == "fsdp_qlora"
-    assert "a copy needs about 26 GiB (guessed from 8 billion parameters), a GPU has 24" in found["reason"]
+    assert "a copy needs about 27 GiB (guessed from 8 billion parameters), a GPU has 24" in found["reason"]
 
 
 def test_without_a_gpu_nothing_heavy_is_imported(write_recipe, hardware) -> None:

@@ -14,17 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
+from llmcls.model.lora_formulas import LORA_FORMULAS
+
 try:
-    from llmcls.model.triton_kernels import KERNELS
+    from llmcls.model import lora_kernels, triton_kernels
 except ModuleNotFoundError as error:
     # Not in builds of torch for CPUs.
     if error.name != "triton":
         raise
-    KERNELS = {}
+    TRITON: dict[str, Callable[..., Any]] = {}
+else:
+    # Kernels that need not be compiled by torch, by the name of their formula.
+    TRITON = triton_kernels.KERNELS | lora_kernels.KERNELS
 
 NAMESPACE = "llmcls"
-# Kernels that need not be compiled by torch, by the name of their formula; none without triton.
-TRITON: dict[str, Callable[..., Any]] = KERNELS
 
 
 def _rms_norm(
@@ -38,15 +41,28 @@ def _rms_norm(
     return weight * normed.to(x.dtype), scale
 
 
+def _add_rms_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    total = x + y
+    return total, *_rms_norm(total, weight, eps, unit_offset)
+
+
 def _rms_norm_backward(
-    d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, unit_offset: bool
+    d_out: torch.Tensor,
+    d_x: torch.Tensor | None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    unit_offset: bool,
 ) -> torch.Tensor:
     # y = w x r with r = (mean(x^2) + eps)^(-1/2), so dx = r (g - n mean(g n)) with g = w dy and n = x r.
     normed = x.float() * scale[..., None]
     wide_weight = weight.float()
     d_normed = d_out.float() * (wide_weight + 1.0 if unit_offset else wide_weight)
     along = (d_normed * normed).mean(-1, keepdim=True)
-    return ((d_normed - normed * along) * scale[..., None]).to(x.dtype)
+    gradient = (d_normed - normed * along) * scale[..., None]
+    return (gradient if d_x is None else gradient + d_x).to(x.dtype)
 
 
 def _activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
@@ -80,10 +96,6 @@ def _rotary(
     return rotate(query), rotate(key)
 
 
-def _masked_product(left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor, gain: float) -> torch.Tensor:
-    return torch.ops.aten.native_dropout_backward(left @ right, mask, gain)
-
-
 def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     wide = scores.float() * scaling
     largest = wide.amax(-1, keepdim=True)
@@ -107,9 +119,13 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
         _rms_norm,
         "(Tensor x, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor)",
     ),
+    "add_rms_norm": (
+        _add_rms_norm,
+        "(Tensor x, Tensor y, Tensor weight, float eps, bool unit_offset, bool compiled) -> (Tensor, Tensor, Tensor)",
+    ),
     "rms_norm_backward": (
         _rms_norm_backward,
-        "(Tensor d_out, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
+        "(Tensor d_out, Tensor? d_x, Tensor x, Tensor weight, Tensor scale, bool unit_offset, bool compiled) -> Tensor",
     ),
     "gated_activation": (_gated_activation, "(Tensor gate, Tensor up, str activation, bool compiled) -> Tensor"),
     "gated_activation_backward": (
@@ -121,15 +137,31 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
         _softmax_backward,
         "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
     ),
-    "masked_product": (
-        _masked_product,
-        "(Tensor left, Tensor right, Tensor mask, float gain, bool compiled) -> Tensor",
-    ),
     "rotary": (
         _rotary,
         "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",
     ),
+    **LORA_FORMULAS,
 }
+
+
+def compute(name: str, *arguments: Any, compiled: bool) -> Any:
+    """A formula of these arguments.
+
+    Parameters
+    ----------
+    name : str
+        A key of `FORMULAS`.
+    *arguments
+    compiled : bool
+        Whether to run it as one kernel.
+    """
+    first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+    # Through torch's dispatcher, which shows operations to those who trace them, the host takes twice as long.
+    if compiled and first.is_cuda and type(first) is torch.Tensor and (kernel := TRITON.get(name)) is not None:
+        return kernel(*arguments)
+    register_formulas()
+    return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments, compiled)
 
 
 @cache
@@ -151,7 +183,8 @@ def _implementation(name: str, formula: Callable[..., Any]) -> Callable[..., Any
         *inputs, compiled = arguments
         if not compiled:
             return formula(*inputs)
-        if inputs[0].is_cuda and (kernel := TRITON.get(name)) is not None:
+        first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
+        if first.is_cuda and (kernel := TRITON.get(name)) is not None:
             return kernel(*inputs)
         # Compiled code depends on whether a tensor is a view or has a gradient; here, it makes no difference.
         inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]

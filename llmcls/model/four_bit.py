@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import BitsAndBytesConfig
 
 from llmcls.common.user_error import UserError
+from llmcls.model.formulas import TRITON
 
 # What the scales of a 4-bit model may take more on a GPU, as a share of its memory, so that they need not be unpacked.
 SCALES_SHARE = 0.02
@@ -102,3 +104,28 @@ def unpack_scales(model: nn.Module, most: int) -> None:
     for state in packed:
         state.absmax = (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
         state.nested, state.offset, state.state2 = False, None, None
+
+
+def dequantized(weight: torch.Tensor, state: Any, dtype: torch.dtype, compiled: bool) -> torch.Tensor:
+    """A 4-bit weight as float [outputs, inputs].
+
+    Parameters
+    ----------
+    weight : tensor
+        As bitsandbytes packs it.
+    state : bitsandbytes.functional.QuantState
+    dtype : torch.dtype
+    compiled : bool
+        Whether to use a Triton kernel on GPUs: that of bitsandbytes computes the same, but takes the host several times
+        as long to start.
+    """
+    if state.absmax.device != weight.device:
+        # An engine may have moved the weight alone.
+        state.to(weight.device)
+    kernel = TRITON.get("dequantize") if compiled and weight.is_cuda and not isinstance(weight, FakeTensor) else None
+    if kernel is not None and not state.nested:
+        out: torch.Tensor = kernel(weight.detach(), state.absmax, state.code, state.blocksize, state.shape, dtype)
+        return out
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight, state).to(dtype)

@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from llmcls.model.formulas import register_formulas
+from llmcls.model.formulas import compute
 from llmcls.model.stand_in import device_kind
 
 ACTIVATIONS = ("silu", "gelu_tanh")
-# Columns of the left matrix of `product_dropout_backward` that fit into one tile.
-MOST_RANKS = 64
 # The integers of the size of a float of 2 and of 4 bytes.
 LANES = {2: torch.int16, 4: torch.int32}
 
@@ -43,9 +41,32 @@ def rms_norm(
     -------
     float [..., width]
     """
-    register_formulas()
     out: torch.Tensor = _RmsNorm.apply(x, weight, eps, unit_offset, compiled)  # type: ignore[no-untyped-call]
     return out
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    unit_offset: bool = False,
+    compiled: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x + y`` and `rms_norm` of it, as the residual connections of a decoder need them.
+
+    In the backward pass, the gradients of both results are added up while that of the norm is computed.
+
+    Parameters
+    ----------
+    x : float [..., width]
+    y : float [..., width], optional
+        Without it, the first result is ``x``.
+    weight, eps, unit_offset, compiled
+        See `rms_norm`.
+    """
+    both: tuple[torch.Tensor, torch.Tensor] = _AddRmsNorm.apply(x, y, weight, eps, unit_offset, compiled)  # type: ignore[no-untyped-call]
+    return both
 
 
 def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str, compiled: bool = False) -> torch.Tensor:
@@ -59,7 +80,6 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str, comp
     compiled : bool
         Whether to compile the formula.
     """
-    register_formulas()
     out: torch.Tensor = _GatedActivation.apply(gate, up, activation, compiled)  # type: ignore[no-untyped-call]
     return out
 
@@ -81,7 +101,6 @@ def rotary(
     -------
     The rotated query and key, in their own dtypes.
     """
-    register_formulas()
     rotated: tuple[torch.Tensor, torch.Tensor] = _Rotary.apply(query, key, cos, sin, compiled)  # type: ignore[no-untyped-call]
     return rotated
 
@@ -103,8 +122,7 @@ def softmax(scores: torch.Tensor, scaling: float, compiled: bool) -> tuple[torch
     normalizer : float32 [..., rows, 1]
         The logarithm of the sum of the exponentials, for `softmax_backward`.
     """
-    register_formulas()
-    both: tuple[torch.Tensor, torch.Tensor] = torch.ops.llmcls.softmax(scores, scaling, compiled)
+    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax", scores, scaling, compiled=compiled)
     return both
 
 
@@ -112,8 +130,8 @@ def softmax_backward(
     scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights of `softmax` again, and the gradient of the unscaled scores, in the dtype of ``scores``."""
-    both: tuple[torch.Tensor, torch.Tensor] = torch.ops.llmcls.softmax_backward(
-        scores, d_weights, normalizer, scaling, compiled
+    both: tuple[torch.Tensor, torch.Tensor] = compute(
+        "softmax_backward", scores, d_weights, normalizer, scaling, compiled=compiled
     )
     return both
 
@@ -157,35 +175,12 @@ def dropout_backward(d_out: torch.Tensor, mask: torch.Tensor, rate: float) -> to
     return d_out.view(mask.dtype).bitwise_and(mask).view(d_out.dtype)
 
 
-def product_dropout_backward(
-    left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor, rate: float, compiled: bool = False
-) -> torch.Tensor:
-    """`dropout_backward` of ``left @ right``; float [rows, width].
-
-    Parameters
-    ----------
-    left : float [rows, inner]
-    right : float [inner, width]
-    mask : tensor [rows, width]
-        From `dropout`.
-    rate : float
-    compiled : bool
-        Whether to compile the formula where that saves a pass over the result: on GPUs, in 16 bits, for few ranks.
-    """
-    small = left.dtype != torch.float32 and left.shape[1] <= MOST_RANKS
-    if compiled and small and device_kind(left) != "cpu":
-        register_formulas()
-        out: torch.Tensor = torch.ops.llmcls.masked_product(left, right, mask, 1 / (1 - rate), compiled)
-        return out
-    return dropout_backward(left @ right, mask, rate)
-
-
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool, compiled: bool
     ) -> torch.Tensor:
-        out, scale = torch.ops.llmcls.rms_norm(x, weight, eps, unit_offset, compiled)
+        out, scale = compute("rms_norm", x, weight, eps, unit_offset, compiled=compiled)
         ctx.save_for_backward(x, weight, scale)
         ctx.unit_offset, ctx.compiled = unit_offset, compiled
         return out
@@ -193,14 +188,54 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
-        x, weight, scale = ctx.saved_tensors
-        d_x = torch.ops.llmcls.rms_norm_backward(d_out, x, weight, scale, ctx.unit_offset, ctx.compiled)
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            # Only full fine-tuning trains norms, so this sum is not part of the formula.
-            normed = x.float() * scale[..., None]
-            d_weight = (d_out.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        d_x, d_weight = _norm_gradients(ctx, d_out, None, ctx.needs_input_grad[1])
         return d_x if ctx.needs_input_grad[0] else None, d_weight, None, None, None
+
+
+class _AddRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+        unit_offset: bool,
+        compiled: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if y is None:
+            total, (out, scale) = x, compute("rms_norm", x, weight, eps, unit_offset, compiled=compiled)
+        else:
+            total, out, scale = compute("add_rms_norm", x, y, weight, eps, unit_offset, compiled=compiled)
+        ctx.save_for_backward(total, weight, scale)
+        ctx.unit_offset, ctx.compiled, ctx.dtypes = unit_offset, compiled, (x.dtype, None if y is None else y.dtype)
+        ctx.set_materialize_grads(False)
+        return total.view_as(total), out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_total: torch.Tensor | None, d_out: torch.Tensor | None) -> Any:
+        d_weight = None
+        if d_out is not None:
+            d_total, d_weight = _norm_gradients(ctx, d_out, d_total, ctx.needs_input_grad[2])
+        d_x, d_y = (
+            d_total.to(dtype) if needed and dtype is not None and d_total is not None else None
+            for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad, strict=False)
+        )
+        return d_x, d_y, d_weight, None, None, None
+
+
+def _norm_gradients(
+    ctx: Any, d_out: torch.Tensor, d_x: torch.Tensor | None, trained: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradient of the input of a norm, added to ``d_x``, and that of its weight if it is trained."""
+    x, weight, scale = ctx.saved_tensors
+    gradient = compute("rms_norm_backward", d_out, d_x, x, weight, scale, ctx.unit_offset, compiled=ctx.compiled)
+    if not trained:
+        return gradient, None
+    # Only full fine-tuning trains norms, so this sum is not part of the formula.
+    normed = x.float() * scale[..., None]
+    return gradient, (d_out.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
 
 
 class _GatedActivation(torch.autograd.Function):
@@ -208,14 +243,14 @@ class _GatedActivation(torch.autograd.Function):
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: str, compiled: bool) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation, ctx.compiled = activation, compiled
-        out: torch.Tensor = torch.ops.llmcls.gated_activation(gate, up, activation, compiled)
+        out: torch.Tensor = compute("gated_activation", gate, up, activation, compiled=compiled)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
-        d_gate, d_up = torch.ops.llmcls.gated_activation_backward(
-            d_out, *ctx.saved_tensors, ctx.activation, ctx.compiled
+        d_gate, d_up = compute(
+            "gated_activation_backward", d_out, *ctx.saved_tensors, ctx.activation, compiled=ctx.compiled
         )
         return d_gate, d_up, None, None
 
@@ -227,13 +262,14 @@ class _Rotary(torch.autograd.Function):
     ) -> Any:
         ctx.save_for_backward(cos, sin)
         ctx.compiled = compiled
-        return torch.ops.llmcls.rotary(query, key, cos, sin, False, compiled)
+        return compute("rotary", query, key, cos, sin, False, compiled=compiled)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_query: torch.Tensor, d_key: torch.Tensor) -> Any:
         # A rotation is orthogonal: its transpose is the rotation by the opposite angle.
-        return *torch.ops.llmcls.rotary(d_query, d_key, *ctx.saved_tensors, True, ctx.compiled), None, None, None
+        rotated = compute("rotary", d_query, d_key, *ctx.saved_tensors, True, compiled=ctx.compiled)
+        return *rotated, None, None, None
 
 
 def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -255,6 +291,9 @@ def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
                 cos, sin = torch.ones(2, 1, tokens, 8, device=device, dtype=dtype).unbind()
                 for unit_offset in (False, True):
                     x = rms_norm(x, weight, 1e-6, unit_offset, compiled=True)
+                    x, y = add_rms_norm(x, None, weight, 1e-6, unit_offset, compiled=True)
+                    x, y = add_rms_norm(x, y, weight, 1e-6, unit_offset, compiled=True)
+                    x = x + y
                 # Copies, because arguments that share memory would be compiled as a case of their own.
                 query, key = rotary(x, x[:, :2] * 1.0, cos, sin.clone(), compiled=True)
                 for activation in ACTIVATIONS:

@@ -24,13 +24,14 @@ WRITING = {
 GATHERING = {"embedding", "gather", "index", "index_select"}
 # Where the left matrix of a matrix product is among the arguments.
 PRODUCTS = {
-    "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1, "bmm": 0, "gemm_4bit": 0, "linear": 0, "masked_product": 0,
-    "mm": 0,
+    "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1, "bmm": 0, "gemm_4bit": 0, "linear": 0, "mm": 0,
 }  # fmt: skip
+# Products of the formulas of `llmcls.model.lora_formulas`, whose second argument are the matrices of the adapters.
+LORA_PRODUCTS = {"lora_down", "lora_up", "lora_down_gradient", "lora_input_gradient"}
 # Attention: where the query is among the arguments, and where it is said whether attention is causal.
 ATTENTION = {
-    "_varlen_attn": (0, 7),
-    "_varlen_attn_backward": (1, 10),
+    "_flash_attention_forward": (0, 8),
+    "_flash_attention_backward": (1, 11),
     "_scaled_dot_product_flash_attention": (0, 4),
     "_scaled_dot_product_flash_attention_backward": (1, 11),
     "_scaled_dot_product_efficient_attention": (0, 6),
@@ -100,6 +101,9 @@ def kernel_cost(
     flops = useful = 0
     if name in PRODUCTS:
         flops = useful = 2 * outputs[0].numel() * arguments[PRODUCTS[name]].shape[-1]
+    elif name in LORA_PRODUCTS or name == "lora_matrix_gradients":
+        matrices = outputs if name not in LORA_PRODUCTS else _tensors(arguments[1:2])
+        flops = useful = 2 * inputs[0].shape[0] * sum(matrix.numel() for matrix in matrices)
     elif name in ATTENTION:
         forward = 4 * _pairs(name, arguments, lengths)
         flops = useful = forward
@@ -121,10 +125,10 @@ def workspace(name: str, arguments: Sequence[Any]) -> int:
     The backward pass of flash attention sums the gradient of the queries in float32, and with grouped heads it first
     computes gradients of keys and values for each query head (mha_varlen_bwd in flash_api.cpp of torch).
     """
-    if name not in ("_varlen_attn_backward", "_scaled_dot_product_flash_attention_backward"):
+    if name not in ("_flash_attention_backward", "_scaled_dot_product_flash_attention_backward"):
         return 0
     query, key = arguments[1], arguments[2]
-    if name == "_varlen_attn_backward":
+    if name == "_flash_attention_backward":
         # [tokens, heads, width]
         rows, heads, key_heads = (
             query.shape[0] + FLASH_BLOCK * (arguments[6].shape[0] - 1),
@@ -149,7 +153,7 @@ def _pairs(name: str, arguments: Sequence[Any], lengths: Sequence[int]) -> int:
     at, causal_at = ATTENTION[name]
     query, key = arguments[at], arguments[at + 1]
     causal = bool(arguments[causal_at]) if len(arguments) > causal_at else False
-    if "_varlen" in name:
+    if name.startswith("_flash_attention"):
         last_token_only = query.shape[0] == len(lengths) != key.shape[0]
         pairs = sum(n if last_token_only else n * (n + 1) // 2 if causal else n * n for n in lengths)
         return int(query.shape[1] * query.shape[2] * pairs)

@@ -3,8 +3,10 @@
 `FusedKernels` replaces the ``forward`` of single modules, so hooks that engines put on their calls keep working, and
 names, parameters and saved files stay as they are:
 
-- root-mean-square norms, gated MLPs and rotary embeddings run as the operations of `llmcls.model.fused_ops`;
-- layers with a LoRA adapter run as in `llmcls.model.fused_lora`; those that read the same input, together.
+- root-mean-square norms, residual connections, gated MLPs and rotary embeddings run as the operations of
+  `llmcls.model.fused_ops`;
+- layers with a LoRA adapter run as in `llmcls.model.fused_lora`; those that read the same input, together;
+- the body of the model keeps `llmcls.model.adapter_copies` of the adapters while it runs.
 
 What a module computes is found out by trying it on numbers, not by its class name. What does not match keeps its own
 ``forward``.
@@ -22,15 +24,15 @@ import torch
 from torch import nn
 
 from llmcls.model import packed_attention
+from llmcls.model.adapter_copies import AdapterCopies
 from llmcls.model.blocked_attention import blocked_attention
 from llmcls.model.fused_lora import lora_linear, plain_layers, project, project_layers
-from llmcls.model.fused_ops import ACTIVATIONS, gated_activation, rms_norm, rotary
+from llmcls.model.fused_ops import ACTIVATIONS, add_rms_norm, gated_activation, rms_norm, rotary
 from llmcls.model.packed_attention import Pack
+from llmcls.model.packed_forward import ATTENTION_PARTS, LAYER_PARTS, OPTIONAL_PARTS
 from llmcls.model.stand_in import device_kind
 
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-OPTIONAL_PARTS = {"q_norm", "k_norm"}
 # How far a fused operation may be from the module that it replaces, on float32 numbers of about 1.
 TOLERANCE = 1e-5
 
@@ -50,12 +52,18 @@ class FusedKernels:
 
     def __init__(self, model: nn.Module, compiled: bool, packed: bool) -> None:
         self.model, self.compiled, self.packed = model, compiled, packed
+        self.copies = AdapterCopies(model)
         self._replaced: list[nn.Module] = []
 
     def attach(self) -> FusedKernels:
         """Replace the methods; returns the object itself."""
+        network: Any = self.model
+        network = network.get_base_model() if hasattr(network, "get_base_model") else network
+        body = getattr(network, "base_model", None)
         for module in self.model.modules():
             forward = None if "forward" in vars(module) else self._fused_forward(module)
+            if forward is None and module is body and self.compiled:
+                forward = partial(_body, module, self.copies)
             if forward is not None:
                 module.forward = forward
                 self._replaced.append(module)
@@ -70,13 +78,15 @@ class FusedKernels:
     def _fused_forward(self, module: Any) -> Callable[..., Any] | None:
         """The fused ``forward`` of one module, or None if it keeps its own."""
         if lora_linear(module) is not None:
-            return partial(_lora_layer, module, self.compiled)
+            return partial(_lora_layer, module, self.compiled, self.copies)
         if (unit_offset := _norm_kind(module)) is not None:
             return partial(_norm_layer, module, unit_offset, self.compiled)
         if (activation := _mlp_kind(module)) is not None:
-            return partial(_mlp_layer, module, activation, self.compiled)
+            return partial(_mlp_layer, module, activation, self.compiled, self.copies)
+        if (unit_offsets := _layer_kind(module)) is not None:
+            return partial(_decoder_layer, module, unit_offsets, self.compiled)
         if self.packed and _is_attention(module):
-            return partial(_attention_layer, module, rotary_of(module, self.compiled), self.compiled)
+            return partial(_attention_layer, module, rotary_of(module, self.compiled), self.compiled, self.copies)
         return None
 
 
@@ -144,6 +154,30 @@ def _mlp_kind(module: Any) -> str | None:
     return None
 
 
+def _layer_kind(module: Any) -> tuple[bool, bool] | None:
+    """``unit_offset`` of both norms of a decoder layer that is joined as `_decoder_layer` does it, else None."""
+    if {name for name, _ in module.named_children()} != LAYER_PARTS:
+        return None
+    first, second = _norm_kind(module.input_layernorm), _norm_kind(module.post_attention_layernorm)
+    if first is None or second is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    parts = {name: _Product(torch.randn(4, 4, generator=generator)) for name in sorted(LAYER_PARTS)}
+    copy = _copy_with(module, {}, parts | {"self_attn": _Attention(parts["self_attn"])})
+    x = torch.randn(3, 4, generator=generator)
+
+    def own() -> torch.Tensor:
+        # Not through the call of the module, which may be checkpointed.
+        states = type(module).forward(copy, x, attention_mask=None, position_embeddings=None)
+        return states if isinstance(states, torch.Tensor) else x.new_zeros(0)
+
+    def joined() -> torch.Tensor:
+        states = x + parts["self_attn"](parts["input_layernorm"](x))
+        return states + parts["mlp"](parts["post_attention_layernorm"](states))
+
+    return (first, second) if _same(own, joined) else None
+
+
 class _Product(nn.Module):
     """A matrix product, without the random numbers that a new `nn.Linear` draws."""
 
@@ -153,6 +187,17 @@ class _Product(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.matrix
+
+
+class _Attention(nn.Module):
+    """A module that is called like attention."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> Any:
+        return self.inner(hidden_states), None
 
 
 def _gated(gate: nn.Module, up: nn.Module, down: nn.Module, activation: str, x: torch.Tensor) -> Any:
@@ -177,20 +222,42 @@ def _same(own: Callable[[], Any], fused: Callable[[], Any]) -> bool:
         return False
 
 
-def _lora_layer(module: Any, compiled: bool, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+def _body(module: Any, copies: AdapterCopies, *arguments: Any, **options: Any) -> Any:
+    """The layers of a model, with copies of the adapters."""
+    with copies.current():
+        return type(module).forward(module, *arguments, **options)
+
+
+def _lora_layer(
+    module: Any, compiled: bool, copies: AdapterCopies, x: torch.Tensor, *arguments: Any, **options: Any
+) -> Any:
     """A linear layer with LoRA; peft's own ``forward`` where the adapter is merged, disabled or called with options."""
     layers = None if arguments or options else plain_layers([module])
     if layers is None:
         return type(module).forward(module, x, *arguments, **options)
-    return project_layers(layers, x, compiled)[0]
+    return project_layers(layers, x, compiled, copies.of)[0]
 
 
 def _norm_layer(module: Any, unit_offset: bool, compiled: bool, x: torch.Tensor) -> torch.Tensor:
     return rms_norm(x, module.weight, _eps(module), unit_offset, compiled)  # type: ignore[arg-type]
 
 
-def _mlp_layer(module: Any, activation: str, compiled: bool, x: torch.Tensor) -> torch.Tensor:
-    gate, up = project([module.gate_proj, module.up_proj], x, compiled)
+def _decoder_layer(
+    layer: Any, unit_offsets: tuple[bool, bool], compiled: bool, hidden_states: torch.Tensor, *more: Any, **options: Any
+) -> Any:
+    """A decoder layer whose residual connections are added together with the norms that follow them."""
+    if more or (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        # The class decides what is recomputed.
+        return type(layer).forward(layer, hidden_states, *more, **options)
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
+    residual, normed = add_rms_norm(hidden_states, None, first.weight, _eps(first), unit_offsets[0], compiled)  # type: ignore[arg-type]
+    mixed, _ = layer.self_attn(hidden_states=normed, **options)
+    residual, normed = add_rms_norm(residual, mixed, second.weight, _eps(second), unit_offsets[1], compiled)  # type: ignore[arg-type]
+    return residual + layer.mlp(normed)
+
+
+def _mlp_layer(module: Any, activation: str, compiled: bool, copies: AdapterCopies, x: torch.Tensor) -> torch.Tensor:
+    gate, up = project([module.gate_proj, module.up_proj], x, compiled, copies.of)
     states: torch.Tensor = module.down_proj(gated_activation(gate, up, activation, compiled))
     return states
 
@@ -199,6 +266,7 @@ def _attention_layer(
     block: Any,
     rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     compiled: bool,
+    copies: AdapterCopies,
     hidden_states: torch.Tensor,
     position_embeddings: Any = None,
     attention_mask: Any = None,
@@ -208,7 +276,7 @@ def _attention_layer(
     """Attention of all tokens of a packed row, the three projections together; other inputs go to the block's own."""
     if pack is None:
         return type(block).forward(block, hidden_states, position_embeddings, attention_mask, **more)
-    query, key, value = project([block.q_proj, block.k_proj, block.v_proj], hidden_states, compiled)
+    query, key, value = project([block.q_proj, block.k_proj, block.v_proj], hidden_states, compiled, copies.of)
     query, key = split_heads(block, query, "q_norm"), split_heads(block, key, "k_norm")
     if getattr(block, "use_rope", True):
         query, key = rotate(query, key, *position_embeddings)

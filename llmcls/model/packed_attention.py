@@ -6,22 +6,18 @@ works on single tokens; attention gets the lengths of the texts and keeps them a
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import varlen
 
 from llmcls.data.batches import send
 from llmcls.model.stand_in import FLASH_WIDTH, DeviceKind, device_kind
 
-# Grouped heads have to be allowed, but not in torch 2.11, whose kernel takes them unasked.
-GROUPED: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
-)
+FLASH_FORWARD = torch.ops.aten._flash_attention_forward
+FLASH_BACKWARD = torch.ops.aten._flash_attention_backward
 
 
 @dataclass
@@ -118,17 +114,14 @@ def attention(
     # The kernel for all texts has no dropout.
     if pack.flash and dtype != torch.float32 and not dropout:
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-        out: Any = varlen.varlen_attn(
-            q, k, v,
-            pack.query_cu_seqlens if last_token_only else pack.cu_seqlens,
-            pack.cu_seqlens,
-            1 if last_token_only else max(pack.lengths),
-            max(pack.lengths),
-            scale=scaling,
-            # For a query at the end of its text, every key is in the past.
-            window_size=(-1, 0) if causal else (-1, -1),
-            **(GROUPED if grouped else {}),
-        )  # fmt: skip
+        longest = max(pack.lengths)
+        where = (
+            (pack.query_cu_seqlens, pack.cu_seqlens, 1, longest)
+            if last_token_only
+            else (pack.cu_seqlens, pack.cu_seqlens, longest, longest)
+        )
+        # For a query at the end of its text, every key is in the past.
+        out: torch.Tensor = _Flash.apply(q, k, v, where, causal, scaling)  # type: ignore[no-untyped-call]
         return out[None]
     if grouped and device_kind(query) != "cpu":
         # Where there is no flash attention, a GPU has no fast kernel for grouped heads.
@@ -147,6 +140,38 @@ def attention(
         ]
     # Joined in the order of the result, so that callers get it contiguous, as some architectures demand.
     return torch.cat([text.transpose(1, 2) for text in texts], dim=1).to(narrow)
+
+
+class _Flash(torch.autograd.Function):
+    """Flash attention of all texts in one kernel (Dao 2023, "FlashAttention-2").
+
+    `torch.nn.attention.varlen` calls the same operations, but through two more, which take the host ten times as long
+    as starting the kernels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        where: tuple[torch.Tensor, torch.Tensor, int, int],
+        causal: bool,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        out, normalizer, rng_state, unused, _ = FLASH_FORWARD(
+            query, key, value, *where, 0.0, causal, False, scale=scaling
+        )
+        ctx.save_for_backward(query, key, value, out, normalizer, where[0], where[1], rng_state, unused)
+        ctx.longest, ctx.causal, ctx.scaling = where[2:], causal, scaling
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: torch.Tensor) -> Any:
+        *saved, rng_state, unused = ctx.saved_tensors
+        gradients = FLASH_BACKWARD(d_out, *saved, *ctx.longest, 0.0, ctx.causal, rng_state, unused, scale=ctx.scaling)
+        return *gradients, None, None, None
 
 
 @dataclass(frozen=True)

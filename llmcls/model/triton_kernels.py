@@ -8,11 +8,14 @@ to the types that the formulas return.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from llmcls.model.launch import start
 
 # Values that one program handles at once.
 TILE = 2048
@@ -23,26 +26,34 @@ SIZES = ("rows", "tokens")
 
 @triton.jit(do_not_specialize=SIZES)
 def _rms_norm_kernel(
-    x, weight, out, scale, rows, width, eps, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
+    x, y, weight, total, out, scale, rows, eps, width,
+    ADD: tl.constexpr, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     inside = (row < rows) & (column < width)
-    values = tl.load(x + row * width + column, mask=inside, other=0.0)
+    place = row * width + column
+    values = tl.load(x + place, mask=inside, other=0.0)
+    if ADD:
+        added = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
+        # The norm is that of the rounded sum.
+        values = (values.to(tl.float32) + added).to(total.dtype.element_ty)
+        tl.store(total + place, values, mask=inside)
     wide = values.to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=1, keep_dims=True) / width + eps)
     w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
     normed = wide * factor
     # Without the offset, the weight is applied after rounding.
     result = normed * (1.0 + w) if UNIT_OFFSET else w * normed.to(values.dtype).to(tl.float32)
-    tl.store(out + row * width + column, result.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
     tl.store(scale + row, factor, mask=row < rows)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _rms_norm_backward_kernel(
-    d_out, x, weight, scale, d_x, rows, width, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
+    d_out, d_other, x, weight, scale, d_x, rows, width,
+    ADD: tl.constexpr, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     inside = (row < rows) & (column < width)
@@ -54,7 +65,10 @@ def _rms_norm_backward_kernel(
     normed = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * factor
     d_normed = tl.load(d_out + place, mask=inside, other=0.0).to(tl.float32) * w
     along = tl.sum(d_normed * normed, axis=1, keep_dims=True) / width
-    tl.store(d_x + place, ((d_normed - normed * along) * factor).to(d_x.dtype.element_ty), mask=inside)
+    gradient = (d_normed - normed * along) * factor
+    if ADD:
+        gradient += tl.load(d_other + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(d_x + place, gradient.to(d_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -138,53 +152,80 @@ def _rotary_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=SIZES)
-def _masked_product_kernel(
-    left, right, mask, out, rows, columns, inner, gain, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    across, down = tl.arange(0, INNER)[None, :], tl.arange(0, INNER)[:, None]
-    inside = (row < rows) & (column < columns)
-    a = tl.load(left + row * inner + across, mask=(row < rows) & (across < inner), other=0.0)
-    b = tl.load(right + down * columns + column, mask=(down < inner) & (column < columns), other=0.0)
-    kept = tl.load(mask + row * columns + column, mask=inside, other=0)
-    product = tl.where(kept != 0, tl.dot(a, b) * gain, 0.0)
-    tl.store(out + row * columns + column, product.to(out.dtype.element_ty), mask=inside)
+@triton.jit
+def _dequantize_kernel(packed, scales, code, out, pairs, count, PER_SCALE: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pair = tl.load(packed + place, mask=place < pairs, other=0)
+    scale = tl.load(scales + place // (PER_SCALE // 2), mask=place < pairs, other=0.0)
+    # The upper half of a byte comes first.
+    first = tl.load(code + (pair >> 4)) * scale
+    second = tl.load(code + (pair & 15)) * scale
+    values = tl.reshape(tl.join(first, second), (2 * BLOCK,))
+    place = tl.program_id(0) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=place < count)
 
 
+# Asked for with every kernel.
+next_power_of_2 = cache(triton.next_power_of_2)
+
+
+@cache
 def _tile(width: int) -> tuple[int, int, int]:
     """Rows and columns of the tile of a program over whole rows, and its warps."""
-    columns = triton.next_power_of_2(width)
+    columns = next_power_of_2(width)
     rows = max(1, TILE // columns)
     return rows, columns, 4 if columns <= 4096 else 8 if columns <= 8192 else 16
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """See `llmcls.model.fused_ops.rms_norm`; also the factor of each row, float32 [...]."""
-    x, width = x.contiguous(), x.shape[-1]
-    out = torch.empty_like(x, dtype=x.dtype if unit_offset else torch.promote_types(x.dtype, weight.dtype))
+    x = x.contiguous()
+    return _normed(x, x, x, weight, eps, unit_offset, add=False)
+
+
+def add_rms_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sum of ``x`` and ``y``, and `rms_norm` of it."""
+    x, y = x.contiguous(), y.contiguous()
+    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
+    return total, *_normed(x, y, total, weight, eps, unit_offset, add=True)
+
+
+def _normed(
+    x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: bool,
+    add: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Write ``total`` if there is something to add; its norm and the factors."""
+    dtype, width = total.dtype, x.shape[-1]
+    if not unit_offset and weight.dtype != dtype:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    out = torch.empty_like(x, dtype=dtype)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     count, (rows, columns, warps) = scale.numel(), _tile(width)
     if count:
-        _rms_norm_kernel[(triton.cdiv(count, rows),)](
-            x, weight, out, scale, count, width, eps, unit_offset, rows, columns, num_warps=warps
-        )
+        start(
+            _rms_norm_kernel, (-(-count // rows), 1, 1), (x, y, weight, total, out, scale), (count,), (eps,), (width,),
+            (add, unit_offset, rows, columns), warps,
+        )  # fmt: skip
     return out, scale
 
 
 def rms_norm_backward(
-    d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, unit_offset: bool
-) -> torch.Tensor:
-    """The gradient of the input of `rms_norm`."""
+    d_out: torch.Tensor, d_x: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor,
+    unit_offset: bool,
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of the input of `rms_norm`, added to another gradient of it if there is one."""
     d_out, x, scale = d_out.contiguous(), x.contiguous(), scale.contiguous()
-    d_x = torch.empty_like(x)
+    other = d_out if d_x is None else d_x.contiguous()
+    gradient = torch.empty_like(x)
     count, (rows, columns, warps) = scale.numel(), _tile(x.shape[-1])
     if count:
-        _rms_norm_backward_kernel[(triton.cdiv(count, rows),)](
-            d_out, x, weight, scale, d_x, count, x.shape[-1], unit_offset, rows, columns, num_warps=warps
-        )
-    return d_x
+        start(
+            _rms_norm_backward_kernel, (-(-count // rows), 1, 1), (d_out, other, x, weight, scale, gradient), (count,),
+            (), (x.shape[-1],), (d_x is not None, unit_offset, rows, columns), warps,
+        )  # fmt: skip
+    return gradient
 
 
 def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -192,9 +233,9 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, activation: str) -> t
     gate, up = gate.contiguous(), up.contiguous()
     out, width = torch.empty_like(gate), gate.shape[-1]
     if gate.numel():
-        block = min(TILE, triton.next_power_of_2(width))
-        grid = (gate.numel() // width, triton.cdiv(width, block))
-        _gated_activation_kernel[grid](gate, up, out, width, activation == "silu", block)
+        block = min(TILE, next_power_of_2(width))
+        grid = (gate.numel() // width, triton.cdiv(width, block), 1)
+        start(_gated_activation_kernel, grid, (gate, up, out), (), (), (width,), (activation == "silu", block))
     return out
 
 
@@ -205,9 +246,10 @@ def gated_activation_backward(
     d_out, gate, up = d_out.contiguous(), gate.contiguous(), up.contiguous()
     d_gate, d_up, width = torch.empty_like(gate), torch.empty_like(up), gate.shape[-1]
     if gate.numel():
-        block = min(TILE, triton.next_power_of_2(width))
-        grid = (gate.numel() // width, triton.cdiv(width, block))
-        _gated_activation_backward_kernel[grid](d_out, gate, up, d_gate, d_up, width, activation == "silu", block)
+        block = min(TILE, next_power_of_2(width))
+        grid = (gate.numel() // width, triton.cdiv(width, block), 1)
+        tensors = d_out, gate, up, d_gate, d_up
+        start(_gated_activation_backward_kernel, grid, tensors, (), (), (width,), (activation == "silu", block))
     return d_gate, d_up
 
 
@@ -221,38 +263,50 @@ def rotary(
     # In the layout of the input: token after token, which the attention that comes next reads.
     out_query, out_key = torch.empty_like(query), torch.empty_like(key)
     if rows * tokens:
-        _rotary_kernel[(rows * tokens,)](
-            query, key, cos, sin, out_query, out_key, tokens, width // 2, heads, key.shape[1], *query.stride()[:3],
-            *key.stride()[:3], *out_query.stride()[:3], *out_key.stride()[:3],
-            cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), inverse, triton.next_power_of_2(heads),
-            triton.next_power_of_2(max(1, key.shape[1])), triton.next_power_of_2(width // 2),
+        sizes = (
+            width // 2, heads, key.shape[1], *query.stride()[:3], *key.stride()[:3], *out_query.stride()[:3],
+            *out_key.stride()[:3], cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1),
+        )  # fmt: skip
+        tiles = (next_power_of_2(heads), next_power_of_2(max(1, key.shape[1])), next_power_of_2(width // 2))
+        start(
+            _rotary_kernel, (rows * tokens, 1, 1), (query, key, cos, sin, out_query, out_key), (tokens,), (), sizes,
+            (inverse, *tiles),
         )  # fmt: skip
     return out_query, out_key
 
 
-def masked_product(left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor, gain: float) -> torch.Tensor:
-    """``left @ right * gain`` where the mask is true, else 0; float [rows, columns].
+def dequantize(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    code: torch.Tensor,
+    per_scale: int,
+    shape: torch.Size,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Weights of 4 bits as numbers.
 
     Parameters
     ----------
-    left : float16 or bfloat16 [rows, inner]
-    right : float16 or bfloat16 [inner, columns]
-        ``inner`` is at most 64, so that it fits into one tile.
-    mask : bool [rows, columns]
-    gain : float
+    packed : tensor of any type
+        Two weights a byte, one after the other.
+    scales : float32 [weights / per_scale]
+    code : float32 [16]
+        What the values of 4 bits stand for, before they are multiplied by the scale.
+    per_scale : int
+        Weights that share a scale, a multiple of 2.
+    shape : torch.Size
+    dtype : torch.dtype
     """
-    left, right = left.contiguous(), right.contiguous()
-    (rows, inner), columns = left.shape, right.shape[1]
-    out = torch.empty(rows, columns, dtype=left.dtype, device=left.device)
-    if rows:
-        _masked_product_kernel[(triton.cdiv(rows, 64), triton.cdiv(columns, 128))](
-            left, right, mask.view(torch.uint8), out, rows, columns, inner, gain, 64, 128,
-            max(16, triton.next_power_of_2(inner)),
-        )  # fmt: skip
+    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    if count := out.numel():
+        grid = (triton.cdiv(count, 2 * TILE), 1, 1)
+        tensors = packed.contiguous().view(-1).view(torch.uint8), scales, code, out
+        start(_dequantize_kernel, grid, tensors, (), (), (-(-count // 2), count), (per_scale, TILE))
     return out
 
 
 KERNELS: dict[str, Any] = {
-    "rms_norm": rms_norm, "rms_norm_backward": rms_norm_backward, "gated_activation": gated_activation,
-    "gated_activation_backward": gated_activation_backward, "rotary": rotary, "masked_product": masked_product,
+    "rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "rms_norm_backward": rms_norm_backward,
+    "gated_activation": gated_activation, "gated_activation_backward": gated_activation_backward, "rotary": rotary,
+    "dequantize": dequantize,
 }  # fmt: skip

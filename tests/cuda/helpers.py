@@ -16,10 +16,10 @@ from llmcls.model.tiny import train_tokenizer
 try:
     import triton
 
-    from llmcls.model import triton_kernels
+    from llmcls.model import lora_kernels, triton_kernels
 except ModuleNotFoundError:
     # Without a GPU, no test uses it.
-    triton = triton_kernels = None
+    triton = lora_kernels = triton_kernels = None
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +36,8 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def compiled_kernels() -> int:
     """How many variants of the formulas' kernels this process has compiled."""
-    kernels = [value for value in vars(triton_kernels).values() if isinstance(value, triton.JITFunction)]
+    named = [*vars(triton_kernels).values(), *vars(lora_kernels).values()]
+    kernels = [value for value in named if isinstance(value, triton.JITFunction)]
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
 
 

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from llmcls.model.four_bit import unpack_scales
 from llmcls.model.fused_lora import base_weight, lora_linear, project
 from tests.cuda import DEVICE, NEEDS_GPU
 from tests.cuda.helpers import off, random
@@ -65,13 +66,13 @@ def adapted(dtype: torch.dtype = torch.float32, dropout: float = 0.0, quantized:
     return model.get_base_model()
 
 
-def outputs_and_gradients(block: Block, fused: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+def outputs_and_gradients(block: Block, fused: bool, dtype: torch.dtype, compiled: bool = False) -> list[torch.Tensor]:
     """The three outputs, and the gradients of the input and of the matrices of the adapter."""
     block.zero_grad()
     # The same input for every precision.
     x = random(2, ROWS // 2, WIDTH, seed=1).bfloat16().to(DEVICE, dtype).requires_grad_()
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        outputs = project(block.layers(), x) if fused else [layer(x) for layer in block.layers()]
+        outputs = project(block.layers(), x, compiled) if fused else [layer(x) for layer in block.layers()]
     assert all(out.dtype == dtype for out in outputs)
     weights = [random(*out.shape, seed=2 + i).to(DEVICE) for i, out in enumerate(outputs)]
     sum((out.float() * weight).sum() for out, weight in zip(outputs, weights, strict=True)).backward()
@@ -90,10 +91,11 @@ def test_in_float32_outputs_and_gradients_are_those_of_peft(quantized: bool) -> 
 
 
 @pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=needs_bitsandbytes)], ids=["plain", "4-bit"])
-def test_in_bf16_outputs_and_gradients_are_as_near_to_float32_as_those_of_peft(quantized: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["products", "kernels"])
+def test_in_bf16_outputs_and_gradients_are_as_near_to_float32_as_those_of_peft(quantized: bool, compiled: bool) -> None:
     block = adapted(torch.bfloat16, quantized=quantized)
     assert all(lora_linear(layer) is not None for layer in block.layers())
-    found, plain = (outputs_and_gradients(block, fused, torch.bfloat16) for fused in (True, False))
+    found, plain = (outputs_and_gradients(block, fused, torch.bfloat16, compiled) for fused in (True, False))
     # The same rounded weights in float32.
     exact = adapted()
     for layer, rounded in zip(exact.layers(), block.layers(), strict=True):
@@ -164,3 +166,15 @@ def test_draws_are_a_function_of_the_seed() -> None:
         outs.append(project(block.layers(), x)[0])
     assert torch.equal(outs[0], outs[1])
     assert not torch.equal(outs[0], outs[2])
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_4_bit_weights_are_unpacked_as_by_bitsandbytes(dtype: torch.dtype) -> None:
+    for outputs, inputs in ((512, 256), (40, 96), (8192, 2048)):
+        layer = four_bit(nn.Linear(inputs, outputs, bias=False), dtype)
+        unpacked = base_weight(layer, dtype)
+        unpack_scales(layer, 2**40)
+        assert not layer.weight.quant_state.nested
+        assert torch.equal(base_weight(layer, dtype, compiled=True), base_weight(layer, dtype))
+        assert off(base_weight(layer, dtype), unpacked) <= 1e-2

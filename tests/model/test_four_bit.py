@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmcls.model.four_bit import quantized_layers, unpack_scales
+from llmcls.model.four_bit import dequantized, quantized_layers, unpack_scales
 
 pytest.importorskip("bitsandbytes")
 
@@ -42,3 +42,19 @@ def test_scales_that_would_take_too_much_stay_packed(model: nn.Module) -> None:
     unpack_scales(model, most=3 * BLOCKS - 1)
     assert model[0].weight.quant_state.nested
     assert model[0].weight.quant_state.absmax.dtype == torch.uint8
+
+
+def test_scales_follow_a_weight_that_an_engine_moved_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = model[0].weight
+    state, expected = weight.quant_state, dequantized(weight, weight.quant_state, torch.float32, compiled=True)
+    scales, moved = state.absmax, []
+
+    def to(device: torch.device) -> None:
+        moved.append(device)
+        state.absmax = scales
+
+    monkeypatch.setattr(state, "to", to, raising=False)
+    state.absmax = scales.to("meta")
+    for _ in range(2):
+        assert torch.equal(dequantized(weight, state, torch.float32, compiled=True), expected)
+    assert moved == [weight.device]

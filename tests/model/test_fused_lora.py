@@ -7,7 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from llmcls.model import fused_lora
 from llmcls.model.fused_lora import lora_linear, project
+from llmcls.model.lora_formulas import LORA_FORMULAS
 
 WIDTH = 24
 
@@ -117,6 +119,19 @@ def test_a_merged_or_disabled_adapter_is_left_to_peft() -> None:
     assert lora_linear(block.one) is None
 
 
+def test_an_adapter_that_replaces_one_of_its_name_is_used() -> None:
+    block = adapted()
+    first = lora_linear(block.one)
+    block.one.delete_adapter("default")
+    block.one.update_layer("default", r=2, lora_alpha=2, config=LoraConfig(r=2), inference_mode=False)
+    block.one.set_adapter("default")
+    second = lora_linear(block.one)
+    assert first is not None
+    assert second is not None
+    assert second.a is block.one.lora_A["default"].weight
+    assert second.a is not first.a
+
+
 def test_the_input_is_kept_once_for_the_backward_pass() -> None:
     block, kept = adapted(dropout=0.1).train(), []
     x = torch.randn(64, WIDTH, requires_grad=True)
@@ -125,3 +140,82 @@ def test_the_input_is_kept_once_for_the_backward_pass() -> None:
     # The dropped input and its mask; everything else is of the size of the rank.
     assert sorted(kept)[-2:] == [64 * WIDTH] * 2
     assert max(sorted(kept)[:-2]) <= 64 * 9
+
+
+@pytest.fixture
+def kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Here counts as a GPU, and the kernels are their formulas; which of them were called."""
+    called: list[str] = []
+
+    def formula(name: str, *arguments: Any, compiled: bool) -> Any:
+        assert compiled
+        called.append(name)
+        return LORA_FORMULAS[name][0](*arguments)
+
+    monkeypatch.setattr(fused_lora, "device_kind", lambda _: "cuda")
+    monkeypatch.setattr(fused_lora, "compute", formula)
+    return called
+
+
+def run(block: Block, x: torch.Tensor, layers: list[Any] | None = None) -> list[torch.Tensor]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return project(layers or block.layers(), x, compiled=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_with_kernels_outputs_and_gradients_are_near_those_of_peft_in_float32(
+    kernels_of_a_gpu: list[str], count: int
+) -> None:
+    block = adapted()
+    layers, x = block.layers()[:count], torch.randn(2, 5, WIDTH).bfloat16().float().requires_grad_()
+    results = []
+    for fused in (True, False):
+        block.zero_grad()
+        x.grad = None
+        outs = run(block, x, layers) if fused else [layer(x) for layer in layers]
+        assert all(out.dtype == (torch.bfloat16 if fused else torch.float32) for out in outs)
+        sum((out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum() for out in outs).backward()
+        trained = [p.grad.clone() for p in block.parameters() if p.grad is not None]
+        assert len(trained) == 2 * count
+        results.append([*(out.detach().float() for out in outs), x.grad, *trained])
+    assert len(kernels_of_a_gpu) == 5
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        assert float((a - b).abs().max()) <= 2e-2 * float(b.abs().max())
+
+
+@pytest.mark.parametrize("argument", ["input", "A", "B"])
+def test_with_kernels_the_backward_pass_has_the_mask_of_the_forward_pass(
+    kernels_of_a_gpu: list[str], argument: str
+) -> None:
+    block = adapted(dropout=0.5).train()
+    x = torch.randn(40, WIDTH).requires_grad_()
+    moved = {"input": x, "A": block.two.lora_A["default"].weight, "B": block.two.lora_B["default"].weight}[argument]
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        outs = run(block, x)
+        return sum((out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum() for out in outs)  # type: ignore[return-value]
+
+    before = loss()
+    (gradient,) = torch.autograd.grad(before, moved)
+    with torch.no_grad():
+        # With its mask fixed by the seed, the function is linear in each of these.
+        step = gradient * float(moved.norm() / gradient.norm())
+        expected = float((gradient * step).sum())
+        moved += step
+        assert float(loss() - before) == pytest.approx(expected, rel=3e-2)
+
+
+def test_kernels_are_for_few_layers_of_one_rank_and_one_factor_in_16_bits(kernels_of_a_gpu: list[str]) -> None:
+    block, x = adapted(), torch.randn(3, WIDTH)
+    project(block.layers(), x, compiled=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        project(block.layers(), x, compiled=False)
+    run(block, x, block.layers() * 2)
+    run(adapted(rank_pattern={"two": 4}), x)
+    run(adapted(alpha_pattern={"two": 4}), x)
+    run(adapted(rank_pattern={name: 60 for name in ("one", "two", "three")}), x)
+    assert kernels_of_a_gpu == []
+    run(block, x)
+    assert kernels_of_a_gpu == ["lora_down", "lora_up"]

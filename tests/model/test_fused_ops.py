@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcls.model.fused_ops import (
+    add_rms_norm,
     compiler_error,
     dropout,
     dropout_backward,
@@ -59,6 +60,31 @@ def test_norm_equals_its_formula(unit_offset: bool, dtype: torch.dtype, compiled
     assert_same(
         lambda x, w: rms_norm(x, w, 1e-6, unit_offset, compiled), lambda x, w: plain_norm(x, w, unit_offset), x, weight
     )
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("used", ["both", "total", "norm"])
+def test_a_sum_and_its_norm_equal_their_formulas(used: str, dtype: torch.dtype, compiled: bool) -> None:
+    x, y, weight = random(7, 16).to(dtype), random(7, 16, seed=2).to(dtype), (1 + 0.3 * random(16, seed=1)).to(dtype)
+    take = {"both": lambda a, b: a + 2 * b, "total": lambda a, _: a, "norm": lambda _, b: b}[used]
+
+    def fused(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        # The weight has a gradient of zero where the norm is not used.
+        return take(*add_rms_norm(x, y, w, 1e-6, False, compiled)) + 0 * w
+
+    assert_same(fused, lambda x, y, w: take(x + y, plain_norm(x + y, w, False)) + 0 * w, x, y, weight)
+    alone = lambda x, w: take(*add_rms_norm(x, None, w, 1e-6, False, compiled)) + 0 * w  # noqa: E731
+    assert_same(alone, lambda x, w: take(x, plain_norm(x, w, False)) + 0 * w, x, weight)
+
+
+def test_a_sum_of_two_precisions_has_the_wider_one_and_gradients_of_each() -> None:
+    x, y = random(7, 16).requires_grad_(), random(7, 16, seed=2).bfloat16().requires_grad_()
+    total, normed = add_rms_norm(x, y, torch.ones(16), 1e-6)
+    assert total.dtype == normed.dtype == torch.float32
+    (total + normed).sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(y.grad, x.grad.bfloat16())
 
 
 @pytest.mark.parametrize("compiled", COMPILED)

@@ -52,7 +52,7 @@ def wrong(function: Any) -> Any:
 
 
 def test_kernels_that_differ_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(kernels, "project", lambda modules, x, _: [1.01 * module(x) for module in modules])
+    monkeypatch.setattr(kernels, "project", lambda modules, x, *_: [1.01 * module(x) for module in modules])
     network = small_network("llama")
     with caplog.at_level(logging.INFO):
         assert attach_kernels(network, network, PackedForward(network), CPU, torch.float32) is None

@@ -19,6 +19,21 @@ def test_a_matrix_product_multiplies_and_adds_once_for_each_pair() -> None:
     assert added.bytes_moved == cost.bytes_moved + 4 * 21
 
 
+def test_the_products_of_adapters_count_their_matrices() -> None:
+    x, a, b = torch.empty(5, 8, dtype=BF16), torch.empty(4, 8, dtype=BF16), [torch.empty(6, 2), torch.empty(3, 2)]
+    low, outs = torch.empty(5, 4, dtype=BF16), [torch.empty(5, 6, dtype=BF16), torch.empty(5, 3, dtype=BF16)]
+
+    def flops(name: str, arguments: tuple, outputs: list[torch.Tensor]) -> int:
+        return kernel_cost(name, "forward", arguments, outputs, [5]).flops
+
+    down, up = 2 * 5 * 8 * 4, 2 * 5 * (6 + 3) * 2
+    assert flops("lora_down", (x, a, 1.0, 0.1, 3), [low]) == down
+    assert flops("lora_up", (low, b), outs) == up
+    assert flops("lora_down_gradient", (outs, b, 1.0), [low]) == up
+    assert flops("lora_input_gradient", (low, a, 0.1, 3), [x]) == down
+    assert flops("lora_matrix_gradients", (outs, low, x, low, 0.1, 3), [a, *b]) == down + up
+
+
 def test_what_is_computed_again_is_not_useful() -> None:
     a, out = torch.empty(3, 3), torch.empty(3, 3)
     cost = kernel_cost("mm", "recomputed", (a, a), [out], [3])
@@ -31,15 +46,15 @@ def test_packed_attention_counts_pairs_within_each_text() -> None:
     ends = torch.tensor([0, 2, 5])
 
     def flops(queries: torch.Tensor, causal: bool) -> int:
-        arguments = (queries, key, key, ends, ends, 3, 3, causal)
-        return kernel_cost("_varlen_attn", "forward", arguments, [queries], lengths).flops
+        arguments = (queries, key, key, ends, ends, 3, 3, 0.0, causal, False)
+        return kernel_cost("_flash_attention_forward", "forward", arguments, [queries], lengths).flops
 
     assert flops(query, causal=True) == 4 * heads * width * (3 + 6)
     assert flops(query, causal=False) == 4 * heads * width * (4 + 9)
     # One query a text, at its end.
     assert flops(query[:2], causal=False) == 4 * heads * width * (2 + 3)
-    backward = (query, query, key, key, query, query, ends, ends, 3, 3, True)
-    cost = kernel_cost("_varlen_attn_backward", "backward", backward, [query, key, key], lengths)
+    backward = (query, query, key, key, query, query, ends, ends, 3, 3, 0.0, True)
+    cost = kernel_cost("_flash_attention_backward", "backward", backward, [query, key, key], lengths)
     assert cost.useful_flops == 2 * flops(query, causal=True)
     assert cost.flops == 2.5 * flops(query, causal=True)
 
@@ -49,7 +64,8 @@ def test_flash_attention_sums_gradients_in_float32_and_for_each_query_head() -> 
 
     def reserved(key_heads: int) -> int:
         key = torch.empty(5, key_heads, 8, dtype=BF16)
-        return workspace("_varlen_attn_backward", (query, query, key, key, query, query, ends, ends, 3, 3, True))
+        arguments = (query, query, key, key, query, query, ends, ends, 3, 3, 0.0, True)
+        return workspace("_flash_attention_backward", arguments)
 
     rows = 5 + 2 * 128
     assert reserved(4) == 4 * rows * 4 * 32 + 4 * rows * 4

@@ -30,9 +30,9 @@ def fused_modules(network: nn.Module, packed: bool = True) -> set[str]:
 @pytest.mark.parametrize(
     "kind, expected",
     [
-        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}),
-        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention"}),
-        ("gemma", {"GemmaRMSNorm", "GemmaMLP", "GemmaAttention"}),
+        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer"}),
+        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention", "Qwen3DecoderLayer"}),
+        ("gemma", {"GemmaRMSNorm", "GemmaMLP", "GemmaAttention", "GemmaDecoderLayer"}),
         ("phi3", {"Phi3RMSNorm"}),
         ("bert", set()),
         ("olmo", {"OlmoMLP", "OlmoAttention"}),
@@ -43,7 +43,7 @@ def test_modules_are_recognized_by_what_they_compute(kind: str, expected: set[st
 
 
 def test_attention_is_fused_only_for_packed_rows() -> None:
-    assert fused_modules(small_network("llama"), packed=False) == {"LlamaRMSNorm", "LlamaMLP"}
+    assert fused_modules(small_network("llama"), packed=False) == {"LlamaRMSNorm", "LlamaMLP", "LlamaDecoderLayer"}
 
 
 def test_a_norm_that_computes_something_else_keeps_its_forward() -> None:
@@ -57,6 +57,21 @@ def test_a_norm_that_computes_something_else_keeps_its_forward() -> None:
 
     network = nn.Sequential(DoubleNorm(), nn.RMSNorm(8, eps=1e-6))
     assert fused_modules(network) == {"RMSNorm"}
+
+
+def test_a_layer_with_factors_on_its_residual_connections_keeps_its_forward() -> None:
+    network = small_network("llama")
+    layer = network.model.layers[0]
+
+    class Scaled(type(layer)):  # type: ignore[misc]
+        def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+            mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
+            states = hidden_states + 0.5 * mixed
+            return states + 0.5 * self.mlp(self.post_attention_layernorm(states))
+
+    for layer in network.model.layers:
+        layer.__class__ = Scaled
+    assert fused_modules(network) == {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}
 
 
 @pytest.mark.parametrize(

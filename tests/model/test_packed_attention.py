@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import tomllib
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from packaging.requirements import Requirement
 from packaging.version import Version
-from torch.nn.attention import varlen
 
 from llmcls.model import packed_attention
 from llmcls.model.packed_attention import HeadShape, attention, choose_kernel, make_pack
@@ -19,8 +17,7 @@ from tests.model.helpers import CPU, TEXTS, lengths_of
 
 LENGTHS = lengths_of(TEXTS)
 TOKENS = sum(LENGTHS)
-# What torch before 2.12 says.
-TOO_OLD = "varlen_attn() got an unexpected keyword argument 'enable_gqa'"
+TOO_OLD = "_flash_attention_forward() expected at most 9 arguments"
 
 
 def states(queries: int, key_heads: int = 2, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -76,17 +73,19 @@ def test_16_bit_attention_on_a_cpu_keeps_its_type() -> None:
 def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel runs on GPUs only, so its arguments are checked against a reference that takes the same ones."""
 
-    def reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    def reference(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug, *, scale):
         assert max_k == max(LENGTHS)
+        assert max_q == (1 if len(q) == len(LENGTHS) else max_k)
+        assert (dropout, debug) == (0.0, False)
         outs = []
         for i in range(len(cu_q) - 1):
             parts = (q[cu_q[i] : cu_q[i + 1]], k[cu_k[i] : cu_k[i + 1]], v[cu_k[i] : cu_k[i + 1]])
             one = F.scaled_dot_product_attention(
-                *(part.transpose(0, 1)[None].float() for part in parts), is_causal=window_size == (-1, 0), scale=scale,
-                enable_gqa=enable_gqa,
-            )  # fmt: skip
+                *(part.transpose(0, 1)[None].float() for part in parts), is_causal=causal, scale=scale, enable_gqa=True
+            )
             outs.append(one[0].transpose(0, 1))
-        return torch.cat(outs)
+        nothing = torch.empty(0)
+        return torch.cat(outs).to(q.dtype), nothing, nothing, nothing, nothing
 
     class OnGpu(torch.Tensor):
         @property
@@ -94,7 +93,7 @@ def test_on_a_gpu_the_kernel_gets_tokens_first_and_the_right_boundaries(monkeypa
             return torch.device("cuda")
 
     called = []
-    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: called.append(a) or reference(*a, **k).to(a[0].dtype))
+    monkeypatch.setattr(packed_attention, "FLASH_FORWARD", lambda *a, **k: called.append(a) or reference(*a, **k))
     for queries, causal in ((TOKENS, True), (len(TEXTS), True), (TOKENS, False)):
         plain, pack = (make_pack(LENGTHS, CPU, causal, flash) for flash in (False, True))
         query, key, value = states(queries, dtype=torch.bfloat16)
@@ -156,41 +155,52 @@ def test_on_a_gpu_the_fastest_attention_that_runs_is_taken(
     assert choose_kernel(HeadShape(4, 2, 100, 100), torch.device("cuda"), torch.bfloat16) == expected
 
 
-def test_the_oldest_torch_that_is_accepted_has_a_kernel_with_scale_and_window() -> None:
-    # torch 2.10 had neither.
+def test_the_backward_pass_gets_what_the_forward_pass_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (tensor.requires_grad_() for tensor in states(TOKENS, dtype=torch.bfloat16))
+    left = [torch.full((3,), float(i)) for i in range(3)]
+    seen: dict[str, tuple] = {}
+
+    def forward(q, k, v, *_, **__):
+        return q * 1.0, *left, torch.empty(0)
+
+    def backward(*arguments, scale):
+        seen["arguments"] = arguments
+        assert scale == 0.3
+        return tuple(arguments[i] * 2.0 for i in (1, 2, 3))
+
+    monkeypatch.setattr(packed_attention, "FLASH_FORWARD", forward)
+    monkeypatch.setattr(packed_attention, "FLASH_BACKWARD", backward)
+    monkeypatch.setattr(packed_attention, "device_kind", lambda _: "cuda")
+    pack = make_pack(LENGTHS, CPU, flash=True)
+    out = attention(query, key, value, pack, 0.3)
+    out.sum().backward()
+    d_out, q, k, v, saved, normalizer, cu_q, cu_k, max_q, max_k, dropout, causal, rng_state, unused = seen["arguments"]
+    assert torch.equal(d_out, torch.ones(TOKENS, 4, 8))
+    assert torch.equal(saved, out[0])
+    assert [float(t[0]) for t in (normalizer, rng_state, unused)] == [0.0, 1.0, 2.0]
+    assert torch.equal(cu_q, pack.cu_seqlens)
+    assert torch.equal(cu_k, pack.cu_seqlens)
+    assert (max_q, max_k, dropout, causal) == (max(LENGTHS), max(LENGTHS), 0.0, True)
+    # Tokens first, and fewer key heads than query heads.
+    assert (q.shape, k.shape, v.shape) == ((TOKENS, 4, 8), (TOKENS, 2, 8), (TOKENS, 2, 8))
+    for leaf in (query, key, value):
+        assert torch.equal(leaf.grad, 2 * leaf)
+
+
+def test_the_oldest_torch_that_is_accepted_has_a_kernel_with_a_scale() -> None:
+    # torch 2.10 has no scale in its public flash attention, so its operations were not built for one.
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     floor = next(line for line in pyproject["project"]["dependencies"] if line.startswith("torch"))
     assert Version("2.10.99") not in Requirement(floor).specifier
-    assert {"scale", "window_size"} <= set(inspect.signature(varlen.varlen_attn).parameters)
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_grouped_heads_are_allowed_where_torch_asks_for_it_and_given_unasked_to_torch_2_11(monkeypatch, asks) -> None:
-    seen = {}
-
-    def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        seen["heads"] = q.shape[1], k.shape[1]
-        return q
-
-    def later(*arguments, enable_gqa=False, **options):
-        seen["allowed"] = enable_gqa
-        return of_2_11(*arguments, **options)
-
-    monkeypatch.setattr(varlen, "varlen_attn", later if asks else of_2_11)
-    monkeypatch.setattr(packed_attention, "GROUPED", {"enable_gqa": True} if asks else {})
-    monkeypatch.setattr(packed_attention, "device_kind", lambda _: "cuda")
-    query, key, value = states(TOKENS, dtype=torch.bfloat16)
-    attention(query, key, value, make_pack(LENGTHS, CPU, flash=True), None)
-    assert seen["heads"] == (query.shape[1], key.shape[1])
-    assert query.shape[1] != key.shape[1]
-    assert seen.get("allowed") is (True if asks else None)
+    named = {a.name for a in packed_attention.FLASH_FORWARD.default._schema.arguments}
+    assert {"cum_seq_q", "max_q", "dropout_p", "is_causal", "return_debug_mask", "scale"} <= named
 
 
 def test_the_kernel_for_all_texts_is_not_asked_for_dropout_that_it_does_not_have(monkeypatch) -> None:
     def without_dropout(*_, **__):
         raise AssertionError("the dropout is lost")
 
-    monkeypatch.setattr(varlen, "varlen_attn", without_dropout)
+    monkeypatch.setattr(packed_attention, "FLASH_FORWARD", without_dropout)
     monkeypatch.setattr(packed_attention, "device_kind", lambda _: "cuda")
     query, key, value = states(TOKENS, dtype=torch.bfloat16)
     pack = make_pack(LENGTHS, CPU, flash=True)

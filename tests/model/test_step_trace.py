@@ -190,7 +190,7 @@ def test_every_way_of_training_can_be_traced(model, train, kind: str, packs: boo
     assert tracer.packs is packs
     names = {kernel.name for kernel, _ in cost.kernels}
     # Flash attention has no float32; each text then has its own kernel.
-    assert ("_varlen_attn" in names) is (packs and "torch_dtype" not in model)
+    assert ("_flash_attention_forward" in names) is (packs and "torch_dtype" not in model)
     assert ("_scaled_dot_product_efficient_attention" in names) is (kind == "bert" or "torch_dtype" in model)
     # No kernel of a GPU stores the scores of attention.
     assert not names & {"bmm", "_softmax", "_safe_softmax", "_scaled_dot_product_flash_attention_for_cpu"}

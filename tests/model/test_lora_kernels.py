@@ -38,7 +38,7 @@ def note(name, found, expected):
 def half(*shape):
     return torch.randn(*shape).half()
 
-for layers, rank in ((1, 8), (2, 8), (3, 20), (2, 64), (1, 1)):
+for layers, rank in ((1, 1), (2, 40), (3, 8)):
     for rows, width, columns in ((300, 200, (130, 40, 260)), (3, 64, (16, 16, 16)), (0, 64, (16, 16, 16))):
         for rate in (0.0, 0.3):
             x, a = half(rows, width), (width**-0.5 * torch.randn(layers * rank, width)).half()
@@ -85,7 +85,7 @@ FLOATS = {"gradients": "*fp32", "factor": "fp32"}
 NUMBERS = {"rows", "width", "columns0", "columns1", "columns2", "seed", "more_seed", "threshold"}
 for name in kernels.TILES:
     kernel = getattr(kernels, f"_{name}_kernel")
-    for layers, rank in ((1, 8), (3, 8), (3, 32), (2, 64)):
+    for layers, rank in ((1, 8), (3, 8), (2, 64)):
         shared_rank = rank if name in ("up", "down_gradient") else layers * rank
         tile, ranks = kernels._tile(name, shared_rank)
         constants = {
@@ -116,5 +116,5 @@ def test_every_kernel_fits_into_a_consumer_card_and_moves_16_bytes_at_once() -> 
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(found) == 20
+    assert len(found) == 15
     assert all(shared <= 99 * 1024 and wide for *_, shared, wide in found), found

@@ -29,9 +29,9 @@ from setup_env import ROOT, installed, python_to_use, set_up  # noqa: E402
 from llmcls.common.secrets import token_to_environment  # noqa: E402
 from llmcls.engine.hardware import find_hardware  # noqa: E402
 
-# Run tests in parallel: in three processes more than there are cores, because some tests wait for a time or for another
-# process; more than five would need too much memory.
-PARALLEL = ["-n", str(min(5, (os.cpu_count() or 1) + 3)), "--dist", "loadfile"]
+# Run tests in parallel: in two processes more than there are cores, because some tests wait for a time or for another
+# process; more than four would need too much memory.
+PARALLEL = ["-n", str(min(4, (os.cpu_count() or 1) + 2)), "--dist", "loadfile"]
 USUAL_TESTS = "not long"
 UNIT_TESTS = "not slow and not distributed and not slurm and not gpu"
 DOCS = ["build", "--strict", "--quiet"]

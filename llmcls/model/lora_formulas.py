@@ -59,6 +59,9 @@ def kept(rows: int, width: int, rate: float, seed: int, device: torch.device) ->
 
 
 def _dropped(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
+    if isinstance(x, FakeTensor):
+        # Of the same shape, in a trace that need not follow how values are drawn.
+        return x
     return torch.where(kept(x.shape[0], x.shape[1], rate, seed, x.device), x, 0.0) if rate else x
 
 

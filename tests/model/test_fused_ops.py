@@ -62,9 +62,11 @@ def test_norm_equals_its_formula(unit_offset: bool, dtype: torch.dtype, compiled
     )
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize(
+    "used, compiled",
+    [("both", False), ("total", False), ("norm", False), pytest.param("both", True, marks=COMPILED[1].marks)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("used", ["both", "total", "norm"])
 def test_a_sum_and_its_norm_equal_their_formulas(used: str, dtype: torch.dtype, compiled: bool) -> None:
     x, y, weight = random(7, 16).to(dtype), random(7, 16, seed=2).to(dtype), (1 + 0.3 * random(16, seed=1)).to(dtype)
     take = {"both": lambda a, b: a + 2 * b, "total": lambda a, _: a, "norm": lambda _, b: b}[used]

@@ -159,8 +159,8 @@ def main() -> None:
         return
     about = (
         f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts, "
-        f"max_length {a.max_length}, 32 a step, {a.epochs} epoch(s), {a.rounds} rounds, taking turns, each with "
-        "another seed."
+        f"max_length {a.max_length}, 32 a step, {a.epochs} epoch(s), {a.rounds} rounds"
+        f"{'' if a.quality else ', taking turns'}, each with another seed."
     )
     title = "A pretrained decoder on a CPU"
     if a.quality:

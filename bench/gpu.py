@@ -171,6 +171,60 @@ def make_race(folder: Path, shape: str, four_bit: bool, steps: int, budget: int)
     return Race(folder, shape, load_recipe(recipe_file), tokens, values)
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training of llmcls: the prepared model, and epochs over texts."""
+
+    race: Race
+    accelerator: Any
+    labels: Any
+    model: Any
+    optimizer: Any
+
+    def setup(self, tokens: list[np.ndarray]) -> Any:
+        """The setup of a training on texts, as many as those of the race."""
+        from llmcls.data.splits import Split
+        from llmcls.engine.accelerator import unwrapped
+        from llmcls.results.run_folder import RunFolder
+        from llmcls.training.setup import TrainingSetup
+
+        lengths = np.array([len(text) for text in tokens], dtype=np.int32)
+        split = Split("train", "none.csv", tokens, lengths, self.race.values, None)
+        budget, packs = self.race.recipe.train.micro_batch_tokens, unwrapped(self.model).packs
+        return TrainingSetup(
+            self.race.recipe, 0, RunFolder(self.race.folder), self.accelerator, self.labels, split, None, STEP_ROWS,
+            packs, budget,
+        )  # fmt: skip
+
+    def epoch(self, setup: Any, number: int, most: int | None = None) -> float:
+        """Seconds of an epoch, drawn by its number, or of its first steps."""
+        from llmcls.data.batches import plan_epoch
+        from llmcls.training.loop import collated, optimizer_step
+
+        with collated(setup, plan_epoch(setup.train_split.lengths, setup.batches, 0, number), 0) as steps:
+            start = now()
+            for count, (step, batches) in enumerate(itertools.islice(steps, most)):
+                optimizer_step(setup, self.model, self.optimizer, step, batches, count)
+            return now() - start
+
+
+def start_training(race: Race) -> Training:
+    """Build and prepare the model of a race as training does."""
+    from llmcls.data.labels import LabelSpace
+    from llmcls.engine.accelerator import open_accelerator
+    from llmcls.model.build import build_classifier
+    from llmcls.training.optimizer import build_optimizer
+
+    columns, accelerator = race.recipe.data.label_columns, open_accelerator(race.recipe)
+    labels = LabelSpace(columns, columns, "multi_label_classification")
+    torch.manual_seed(0)
+    classifier = build_classifier(race.recipe, labels, accelerator.device)
+    optimizer = build_optimizer(classifier, race.recipe, accelerator.device)
+    model, optimizer = accelerator.prepare(classifier, optimizer)
+    model.train()
+    return Training(race, accelerator, labels, model, optimizer)
+
+
 def measure_ours(race: Race) -> tuple[dict[str, float], dict[str, Any], np.ndarray]:
     """Train and predict with llmcls.
 
@@ -185,44 +239,28 @@ def measure_ours(race: Race) -> tuple[dict[str, float], dict[str, Any], np.ndarr
         The predicted logits.
     """
     from llmcls.data.batches import plan_epoch
-    from llmcls.data.labels import LabelSpace
-    from llmcls.data.splits import Split
-    from llmcls.engine.accelerator import open_accelerator, unwrapped
     from llmcls.engine.full_state import trained_weights
     from llmcls.evaluation.scoring import make_scorer, score_split
-    from llmcls.model.build import build_classifier
     from llmcls.model.pretrained import load_config
     from llmcls.model.stand_in import kind_of
     from llmcls.model.step_trace import MicroBatch, StepTracer
-    from llmcls.results.run_folder import RunFolder
-    from llmcls.training.loop import collated, optimizer_step
-    from llmcls.training.optimizer import build_optimizer
-    from llmcls.training.setup import TrainingSetup
 
-    recipe, lengths, budget = race.recipe, race.lengths, race.recipe.train.micro_batch_tokens
-    accelerator = open_accelerator(recipe)
-    split = Split("train", "none.csv", race.tokens, lengths, race.values, None)
-    labels = LabelSpace(recipe.data.label_columns, recipe.data.label_columns, "multi_label_classification")
-    torch.manual_seed(0)
-    classifier = build_classifier(recipe, labels, accelerator.device)
-    model, optimizer = accelerator.prepare(classifier, build_optimizer(classifier, recipe, accelerator.device))
-    packed = unwrapped(model).packs
-    folder = RunFolder(race.folder)
-    setup = TrainingSetup(recipe, 0, folder, accelerator, labels, split, None, STEP_ROWS, packed, budget)
-    model.train()
+    recipe, lengths, training = race.recipe, race.lengths, start_training(race)
+    accelerator, model, labels, setup = (
+        training.accelerator,
+        training.model,
+        training.labels,
+        training.setup(race.tokens),
+    )
 
     def epoch(number: int, most: int | None = None) -> float:
-        with collated(setup, plan_epoch(lengths, setup.batches, 0, number), 0) as steps:
-            start = now()
-            for count, (step, batches) in enumerate(itertools.islice(steps, most)):
-                optimizer_step(setup, model, optimizer, step, batches, count)
-            return now() - start
+        return training.epoch(setup, number, most)
 
     epoch(0, WARM_UP)
     found = {
         "training": statistics.median(epoch(number) for number in range(1, EPOCHS + 1)),
         "peak": peak_gib(),
-        "packs": float(packed),
+        "packs": float(setup.packed),
     }
     planned = [
         (int(lengths[rows].sum()), len(step.micro_batches[0]) > 1, tuple(int(n) for n in lengths[rows]))
@@ -239,7 +277,7 @@ def measure_ours(race: Race) -> tuple[dict[str, float], dict[str, Any], np.ndarr
     times = []
     for _ in range(EPOCHS + 1):
         start = now()
-        logits = score_split(scorer, split)
+        logits = score_split(scorer, setup.train_split)
         times.append(now() - start)
     found["predicting"] = statistics.median(times[1:])
     weights = trained_weights(accelerator, model)

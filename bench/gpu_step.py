@@ -11,10 +11,10 @@ is near the third, the GPU is. Nothing is written to bench/results.md. Without a
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +25,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from bench.gpu import STEP_ROWS, Race, make_race, write_model  # noqa: E402
-from bench.material import now  # noqa: E402
-from llmcls.data.batches import plan_epoch  # noqa: E402
-from llmcls.data.labels import LabelSpace  # noqa: E402
-from llmcls.data.splits import Split  # noqa: E402
-from llmcls.engine.accelerator import open_accelerator, unwrapped  # noqa: E402
-from llmcls.model.build import build_classifier  # noqa: E402
-from llmcls.results.run_folder import RunFolder  # noqa: E402
-from llmcls.training.loop import collated, optimizer_step  # noqa: E402
-from llmcls.training.optimizer import build_optimizer  # noqa: E402
-from llmcls.training.setup import TrainingSetup  # noqa: E402
+from bench.gpu import make_race, start_training, write_model  # noqa: E402
 
 SHORT, ROUNDS = 8, 4
-
-
-def trainings(race: Race) -> Callable[[list[np.ndarray]], Callable[[int], float]]:
-    """From texts to a function that trains an epoch of them, drawn by a number, and returns the seconds of a step."""
-    recipe, accelerator = race.recipe, open_accelerator(race.recipe)
-    labels = LabelSpace(recipe.data.label_columns, recipe.data.label_columns, "multi_label_classification")
-    torch.manual_seed(0)
-    classifier = build_classifier(recipe, labels, accelerator.device)
-    model, optimizer = accelerator.prepare(classifier, build_optimizer(classifier, recipe, accelerator.device))
-    model.train()
-    budget, folder, packs = recipe.train.micro_batch_tokens, RunFolder(race.folder), unwrapped(model).packs
-
-    def of(tokens: list[np.ndarray]) -> Callable[[int], float]:
-        lengths = np.array([len(text) for text in tokens], dtype=np.int32)
-        split = Split("train", "none.csv", tokens, lengths, race.values, None)
-        setup = TrainingSetup(recipe, 0, folder, accelerator, labels, split, None, STEP_ROWS, packs, budget)
-
-        def epoch(number: int) -> float:
-            with collated(setup, plan_epoch(lengths, setup.batches, 0, number), 0) as steps:
-                start, count = now(), 0
-                for count, (step, batches) in zip(itertools.count(), steps, strict=False):
-                    optimizer_step(setup, model, optimizer, step, batches, count)
-                return (now() - start) / (count + 1)
-
-        return epoch
-
-    return of
 
 
 def kernel_table(epoch: Callable[[int], float], steps: int, most: int) -> list[str]:
@@ -98,11 +61,14 @@ def main() -> None:
         folder = Path(name)
         write_model(folder / "base", shape)
         race = make_race(folder, shape, a.four_bit, a.steps, a.micro_batch_tokens)
-        of = trainings(race)
-        texts, short = of(race.tokens), of([np.full(SHORT, 7, dtype=np.int32) for _ in race.tokens])
+        training = start_training(race)
+        texts, short = (
+            partial(training.epoch, training.setup(tokens))
+            for tokens in (race.tokens, [np.full(SHORT, 7, dtype=np.int32) for _ in race.tokens])
+        )
         for words, epoch in (("a step", texts), (f"a step of texts of {SHORT} tokens, for the host", short)):
             epoch(0)
-            times = [f"{1000 * epoch(number):.1f}" for number in range(1, ROUNDS)]
+            times = [f"{1000 * epoch(number) / a.steps:.1f}" for number in range(1, ROUNDS)]
             print(f"{words}: {', '.join(times)} ms in {len(times)} epochs of {a.steps} steps", flush=True)
         print("\n".join(kernel_table(texts, a.steps, a.kernels)))
 

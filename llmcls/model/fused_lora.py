@@ -205,10 +205,7 @@ class _LoraKernels(torch.autograd.Function):
         d_a, *d_b = compute("lora_matrix_gradients", d_outs, low, rows, d_low, ctx.rate, ctx.seed, compiled=True)
         if ctx.needs_input_grad[0]:
             d_x = compute("lora_input_gradient", d_low, a, ctx.rate, ctx.seed, compiled=True)
-            for d, layer in zip(d_outs, ctx.layers, strict=True):
-                d_x.addmm_(d, base_weight(layer.base, ctx.dtype, compiled=True))
-            shape, dtype = ctx.of_input
-            d_x = d_x.view(shape) if d_x.dtype == dtype else d_x.view(shape).to(dtype)
+            d_x = _with_base_gradients(ctx, d_x, d_outs, compiled=True)
         return d_x, None, None, None, *d_a.chunk(len(b)), *d_b
 
 
@@ -216,6 +213,14 @@ def _rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float [..., width] to [rows, width], of this dtype."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.dtype == dtype else rows.to(dtype)
+
+
+def _with_base_gradients(ctx: Any, d_x: torch.Tensor, d_outs: list[torch.Tensor], compiled: bool) -> torch.Tensor:
+    """Add the gradients through the base layers to that of the rows, which then gets the shape of the input."""
+    for d, layer in zip(d_outs, ctx.layers, strict=True):
+        d_x.addmm_(d, base_weight(layer.base, ctx.dtype, compiled))
+    shape, dtype = ctx.of_input
+    return d_x.view(shape) if d_x.dtype == dtype else d_x.view(shape).to(dtype)
 
 
 class _LoraProducts(torch.autograd.Function):
@@ -265,10 +270,7 @@ class _LoraProducts(torch.autograd.Function):
             d_x = None
             if ctx.needs_input_grad[0]:
                 d_x = d_low @ a if mask is None else dropout_backward(d_low @ a, mask, ctx.rate)
-                for d, layer in zip(rows, ctx.layers, strict=True):
-                    d_x.addmm_(d, base_weight(layer.base, ctx.dtype))
-                shape, dtype = ctx.of_input
-                d_x = d_x.view(shape).to(dtype)
+                d_x = _with_base_gradients(ctx, d_x, rows, compiled=False)
         return d_x, None, None, *d_a, *d_b
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from llmcls.data.labels import LabelSpace
 from llmcls.model.build import build_classifier
 from llmcls.model.classifier import Classifier
 from llmcls.recipe.load import load_recipe
-from tests.helpers import TOPICS
+from tests.helpers import ROOT, TOPICS
 
 CPU = torch.device("cpu")
 LABELS = LabelSpace(list(TOPICS), list(TOPICS), "multi_label_classification")
@@ -55,3 +59,12 @@ def damaged(model: Path, target: Path, change: Callable[[dict[str, torch.Tensor]
     change(weights)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def json_lines_of(script: str, **environment: str) -> list[Any]:
+    """The lines of JSON that a Python script prints in a process of its own, with these variables besides ours."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{"))]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.helpers import ROOT
+from tests.model.helpers import json_lines_of
 
 pytest.importorskip("triton", reason="needs triton, which builds of torch for CPUs do not bring")
 
@@ -60,12 +55,7 @@ print(json.dumps(results))
 
 
 def test_every_kernel_gives_what_its_formula_gives() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    (results,) = json_lines_of(SCRIPT, TRITON_INTERPRET="1")
     assert len(results) == 5
     for name, off in results.items():
         assert off <= (1e-5 if name == "matrices" else 2e-3), (name, off)
@@ -113,8 +103,6 @@ for name in kernels.TILES:
 
 
 def test_every_kernel_fits_into_a_consumer_card_and_moves_16_bytes_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    found = json_lines_of(COMPILE)
     assert len(found) == 15
     assert all(shared <= 99 * 1024 and wide for *_, shared, wide in found), found

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.helpers import ROOT
+from tests.model.helpers import json_lines_of
 
 pytest.importorskip("triton", reason="needs triton, which builds of torch for CPUs do not bring")
 pytest.importorskip("bitsandbytes")
@@ -78,12 +73,7 @@ print(json.dumps(results))
 
 
 def test_every_kernel_gives_what_its_formula_gives() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    (results,) = json_lines_of(SCRIPT, TRITON_INTERPRET="1")
     assert len(results) == 10
     for name, off in results.items():
         assert off <= (2e-3 if name == "norm of 16 bits" else 2e-6), (name, off)
@@ -132,8 +122,6 @@ for kernel, types, pointers, constants in CASES:
 
 
 def test_every_kernel_compiles_for_a_gpu_and_moves_16_bytes_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    found = json_lines_of(COMPILE)
     assert len(found) == 7
     assert all(reads and writes for _, reads, writes in found), found

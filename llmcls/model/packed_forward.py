@@ -259,7 +259,7 @@ def _difference(network: Any, request: PackingRequest, last_token_only: bool) ->
     Tried in float32 on the CPU, on a model of the same architecture with few narrow layers and amplified weights: this
     tests the wiring. Whether the kernel runs on the device is tested by `choose_kernel`.
     """
-    lengths, kind = [5, 2, 9], type(network).__name__
+    lengths, kind = [9, 5, 5, 2], type(network).__name__
     tokens = torch.arange(sum(lengths)) % network.config.get_text_config().vocab_size
     packed: PackedForward | None = None
     # The random weights of the trial must not change those of the head, nor depend on the seed of the run.

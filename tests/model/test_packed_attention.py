@@ -54,6 +54,34 @@ def test_texts_attend_to_themselves_only(causal: bool, key_heads: int) -> None:
     assert torch.allclose(found, text_by_text(query, key, value, causal, 0.3), atol=1e-6)
 
 
+@pytest.mark.parametrize("key_heads", [2, 4], ids=["grouped", "one key per query"])
+def test_neighbours_of_the_same_length_share_a_call_and_give_the_same_gradients(monkeypatch, key_heads: int) -> None:
+    lengths, calls, real = [4, 3, 3, 3, 1, 1], [], F.scaled_dot_product_attention
+
+    def counted(query, *arguments, **named):
+        calls.append(query.shape[0])
+        return real(query, *arguments, **named)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    found = {}
+    for name in ("shared", "alone"):
+        generator = torch.Generator().manual_seed(0)
+        tensors = [
+            torch.randn(1, sum(lengths), heads, 8, generator=generator).transpose(1, 2).requires_grad_()
+            for heads in (4, key_heads, key_heads)
+        ]
+        packs = [make_pack(lengths, CPU)] if name == "shared" else [make_pack([length], CPU) for length in lengths]
+        pieces = [tensor.split([sum(pack.lengths) for pack in packs], dim=2) for tensor in tensors]
+        outs = [attention(q, k, v, pack, None) for q, k, v, pack in zip(*pieces, packs, strict=True)]
+        last = attention(tensors[0][:, :, [3, 6, 9, 12, 13, 14]], *tensors[1:], make_pack(lengths, CPU), None)
+        together = torch.cat([*outs, last], dim=1)
+        (together * torch.randn(together.shape, generator=generator)).sum().backward()
+        found[name] = [together, *(tensor.grad for tensor in tensors)]
+    assert calls[:6] == [1, 3, 2, 1, 3, 2]
+    for shared, alone in zip(found["shared"], found["alone"], strict=True):
+        assert torch.allclose(shared, alone, atol=1e-6)
+
+
 def test_one_query_per_text_sees_the_whole_text() -> None:
     query, key, value = states(TOKENS)
     pack = make_pack(LENGTHS, CPU)

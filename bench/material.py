@@ -129,6 +129,30 @@ def prepare(folder: Path, rows: int, test_rows: int, max_length: int = 512, unif
     return material
 
 
+def prepare_messages(folder: Path, rows: int, test_rows: int) -> Material | None:
+    """Write a sample of Banking77, whose texts are messages of customers, with a column for each label.
+
+    None if BANKING77_DIR or REUTERS_MODEL, the model, is not set.
+    """
+    source, model = os.environ.get("BANKING77_DIR"), os.environ.get("REUTERS_MODEL")
+    if not source or not model:
+        return None
+    folder.mkdir(parents=True)
+    found: dict[str, list[dict[str, str]]] = {}
+    for split in ("train", "test"):
+        with Path(source, f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            found[split] = list(csv.DictReader(file))
+        random.Random(0).shuffle(found[split])
+    labels = sorted({line["category"] for line in found["train"]})
+    for split, count in (("train", rows), ("test", test_rows)):
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["uid", "text", *labels])
+            for i, line in enumerate(found[split][:count]):
+                writer.writerow([i, line["text"], *(int(line["category"] == label) for label in labels)])
+    return Material("Banking77", model, folder / "train.csv", folder / "test.csv", ["text"], labels, 512)
+
+
 def printed_result(command: list[str], contestant: str) -> dict[str, float]:
     """Run a command, and return the JSON of its last line; the script ends with the error of a command that failed."""
     done = subprocess.run(command, capture_output=True, text=True)

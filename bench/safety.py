@@ -23,7 +23,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from bench.material import machine, prepare, write_section  # noqa: E402
-from llmcls.data.batches import global_batch_size, plan_epoch  # noqa: E402
+from llmcls.data.batches import plan_epoch  # noqa: E402
+from llmcls.data.steps import global_batch_size  # noqa: E402
 from llmcls.engine.accelerator import open_accelerator, unwrapped  # noqa: E402
 from llmcls.engine.accelerator import prepare as prepare_engine  # noqa: E402
 from llmcls.model.build import build_classifier  # noqa: E402

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ def test_the_command_serves_several_runs_until_it_is_stopped(
 ) -> None:
     (tmp_path / "key").write_text(f"{KEY}\n", encoding="utf-8")
     found: list[httpx.Response] = []
+    frozen: list[int] = []
 
     def client() -> None:
         try:
@@ -44,6 +46,7 @@ def test_the_command_serves_several_runs_until_it_is_stopped(
                     break
                 time.sleep(0.01)
             assert url is not None
+            frozen.append(gc.get_freeze_count())
             headers = {"Authorization": f"Bearer {KEY}"}
             for request in ({"texts": ["a novel"]}, {"texts": ["a novel", "b"], "run": "run_1", "top_k": 1}):
                 found.append(httpx.post(f"{url[0]}/classify", json=request, headers=headers, timeout=60))
@@ -58,6 +61,8 @@ def test_the_command_serves_several_runs_until_it_is_stopped(
     thread.join()
     assert [response.status_code for response in found] == [200, 200, 401]
     assert found[0].json()["run"] == "run_0"
+    # What is loaded is no garbage, and is not searched for any while the server runs.
+    assert frozen[0] > 0 == gc.get_freeze_count()
     assert [len(result["probabilities"]) for result in found[1].json()["results"]] == [1, 1]
     assert log_lines[-1] == "stopped"
     assert KEY not in "\n".join(log_lines)

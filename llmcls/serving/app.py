@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, FailFast, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from llmcls import __version__
 from llmcls.common.user_error import UserError
 from llmcls.serving.batcher import Refused
+from llmcls.serving.endpoint import PATH, Endpoint, Question, refusal
 from llmcls.serving.guard import Guard, Limits, RequestError
 from llmcls.serving.service import Service
-
-
-class Question(BaseModel):
-    """Texts to classify."""
-
-    # Checked up to the first error: a request can have a million.
-    texts: Annotated[list[str], FailFast()] = Field(
-        min_length=1, description="The texts.", examples=[["A novel about a garden."]]
-    )
-    run: str | None = Field(None, description="The run that answers, if the server has several. Default: the first.")
-    top_k: int | None = Field(None, ge=1, description="How many probabilities to return, the highest first.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, value: Any) -> Any:
-        unknown = isinstance(value, dict) and not set(value) <= set(cls.model_fields)
-        if unknown:
-            raise PydanticCustomError("unknown_field", f"a field is none of {', '.join(cls.model_fields)}")
-        return value
 
 
 class Result(BaseModel):
@@ -61,8 +40,6 @@ class Refusal(BaseModel):
     error: str = Field(description="One sentence.")
 
 
-# Up to so many probabilities, results are made up in the event loop; more would hold up other requests.
-QUICK = 2000
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body is no JSON."},
     401: {"model": Refusal, "description": "The key is missing or wrong."},
@@ -95,19 +72,12 @@ def make_app(service: Service, limits: Limits, key: str | None) -> Guard:
     # Only for the documentation: `Guard` has checked the key before.
     secured = [Depends(HTTPBearer(auto_error=False, description="The key of this server."))] if key else []
 
-    @app.post("/classify", response_model=Answer, responses=REFUSALS, dependencies=secured)
+    endpoint = Endpoint(service, limits, app)
+
+    @app.post(PATH, response_model=Answer, responses=REFUSALS, dependencies=secured)
     async def classify(question: Question, request: Request) -> Response:
         """Classify texts. Thresholds and calibration of the run are applied."""
-        name = _known_run(question.run, service)
-        _require_within(question.texts, limits)
-        probabilities = await _unless_gone(service.probabilities(name, question.texts), request)
-        if probabilities is None:
-            return Response(status_code=499)
-        if probabilities.size <= QUICK:
-            results = service.results(name, probabilities, question.top_k)
-        else:
-            results = await asyncio.to_thread(service.results, name, probabilities, question.top_k)
-        return JSONResponse({"run": name, "results": results})
+        return await endpoint.answer(question, request.receive)
 
     @app.get("/health", responses={503: {"description": "The server stops."}})
     async def health() -> JSONResponse:
@@ -121,17 +91,8 @@ def make_app(service: Service, limits: Limits, key: str | None) -> Guard:
         """Counters for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.exception_handler(RequestError)
-    async def refused_request(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse({"error": error.sentence}, error.status)
-
-    @app.exception_handler(UserError)
-    async def unusable(_: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 422)
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 503, headers={"Retry-After": "1"})
+    for kind in (RequestError, UserError, Refused, Exception):
+        app.add_exception_handler(kind, refused)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -142,49 +103,12 @@ def make_app(service: Service, limits: Limits, key: str | None) -> Guard:
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the server failed to classify this; its log says why"}, 500)
-
-    return Guard(app, limits, key, service.metrics)
+    return Guard(endpoint, limits, key, service.metrics)
 
 
-def _known_run(name: str | None, service: Service) -> str:
-    """The run that a request asks for."""
-    if name is None:
-        return next(iter(service.runs))
-    if name not in service.runs:
-        raise RequestError(404, f"there is no run of that name; this server has {', '.join(service.runs)}")
-    return name
-
-
-def _require_within(texts: list[str], limits: Limits) -> None:
-    """Refuse too many or too long texts."""
-    if len(texts) > limits.max_texts:
-        raise RequestError(413, f"the request has {len(texts)} texts; send at most {limits.max_texts} at once")
-    for i, text in enumerate(texts):
-        if len(text) > limits.max_chars:
-            raise RequestError(413, f"text {i} has {len(text)} characters; the limit is {limits.max_chars}")
-
-
-async def _unless_gone(answer: Any, request: Request) -> np.ndarray | None:
-    """The result of a coroutine; None if the client goes away before, and then the work is cancelled."""
-    working = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        gone.cancel()
-        if not working.done():
-            working.cancel()
-            # Until then, the cancellation has not reached the texts that wait.
-            await asyncio.wait({working})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def refused(_: Request, error: Exception) -> JSONResponse:
+    """`refusal`, as the framework calls it."""
+    return refusal(error)
 
 
 def _sentence(errors: Sequence[Any]) -> str:

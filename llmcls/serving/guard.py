@@ -16,9 +16,10 @@ from typing import Any
 from llmcls.serving.metrics import Metrics
 
 Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Paths that need no key: whether the server runs, and the documentation of its interface.
 OPEN_PATHS = {"/health", "/docs", "/openapi.json"}
@@ -78,7 +79,7 @@ class Guard:
         self._key = None if key is None else key.encode()
         self._held = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.application(scope, receive, send)
@@ -93,13 +94,13 @@ class Guard:
         try:
             self._require_key(scope)
             if await self._read(receive, body):
-                await self.application(scope, _replay(bytes(body), receive), counted)
+                await self.application(scope, replay(bytes(body), receive), counted)
         except RequestError as error:
             await _refuse(error, counted)
         finally:
             self._held -= len(body)
 
-    def _require_key(self, scope: MutableMapping[str, Any]) -> None:
+    def _require_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in OPEN_PATHS:
             return
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
@@ -137,7 +138,7 @@ class Guard:
         return True
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that returns a body that was read already, and then what comes after it."""
     waiting = [body]
 

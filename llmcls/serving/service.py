@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,11 +14,14 @@ from torch import nn
 
 from llmcls.engine.accelerator import unwrapped
 from llmcls.serving.batcher import Batcher, Lane, Refused
+from llmcls.serving.handover import Handover
 from llmcls.serving.loaded import LoadedRun
 from llmcls.serving.metrics import Metrics
 
 # Characters that are tokenized at once. Long requests are cut into such pieces, so that others have their turn between.
 PIECE = 100_000
+# Up to so many characters, texts are tokenized in the event loop: a thread would take longer to begin and to report.
+AT_ONCE = 4_000
 # Rows of a padded pass are as long as its longest text. Of several passes of texts, each gets texts of like lengths.
 PADDED_PASSES = 4
 # On a CPU, larger passes are not faster, and every text waits for the whole pass that it is in.
@@ -61,6 +65,8 @@ class Service:
         metrics.watch_waiting(lambda: self.batcher.waiting)
         # A tokenizer must not be used by two threads at the same time.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="llmcls-tokenizing")
+        self._tokenizer_free = threading.Lock()
+        self._handover: Handover | None = None
 
     async def probabilities(self, name: str, texts: list[str]) -> np.ndarray:
         """Calibrated probabilities of texts, float32 [texts, labels].
@@ -72,23 +78,28 @@ class Service:
         """
         if self.batcher.stopping:
             raise Refused("the server is stopping; ask another one")
-        loop, tokens = asyncio.get_running_loop(), []
-        for piece in _pieces(texts):
-            tokens += await loop.run_in_executor(self._tokenizing, self.runs[name].tokens, piece)
-        return await asyncio.wrap_future(self.batcher.submit(name, tokens))
+        loop = asyncio.get_running_loop()
+        if self._handover is None or self._handover.loop is not loop:
+            self._handover = Handover(loop)
+        tokens = self._tokens_at_once(name, texts)
+        if tokens is None:
+            tokens = []
+            for piece in _pieces(texts):
+                tokens += await loop.run_in_executor(self._tokenizing, self._tokens, name, piece)
+        found: np.ndarray = await self._handover.wrap(self.batcher.submit(name, tokens))
+        return found
 
     def results(self, name: str, probabilities: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
         """For each text the labels that it gets, and the probabilities of all labels, or of the ``top_k`` highest."""
         run = self.runs[name]
         names, found = run.labels.names, []
-        for row, on in zip(probabilities, run.decisions(probabilities), strict=True):
-            order = range(len(names)) if top_k is None else np.argsort(-row, kind="stable")[:top_k]
-            found.append(
-                {
-                    "labels": [label for label, marked in zip(names, on, strict=True) if marked],
-                    "probabilities": {names[i]: round(float(row[i]), 9) for i in order},
-                }
-            )
+        rounded = np.round(probabilities.astype(np.float64), 9)
+        for row, on in zip(rounded, run.decisions(probabilities), strict=True):
+            if top_k is None:
+                shown = dict(zip(names, row.tolist(), strict=True))
+            else:
+                shown = {names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")[:top_k]}
+            found.append({"labels": [names[i] for i in np.flatnonzero(on)], "probabilities": shown})
         return found
 
     def stop(self, seconds: float) -> None:
@@ -100,6 +111,19 @@ class Service:
         self.batcher.stop(0)
         self.batcher.join()
         self._tokenizing.shutdown()
+
+    def _tokens(self, name: str, texts: list[str]) -> list[np.ndarray]:
+        with self._tokenizer_free:
+            return self.runs[name].tokens(texts)
+
+    def _tokens_at_once(self, name: str, texts: list[str]) -> list[np.ndarray] | None:
+        """Token ids of short texts; None if they are long, or a thread is using the tokenizer."""
+        if sum(map(len, texts)) > AT_ONCE or not self._tokenizer_free.acquire(blocking=False):
+            return None
+        try:
+            return self.runs[name].tokens(texts)
+        finally:
+            self._tokenizer_free.release()
 
     def _lane(self, name: str, run: LoadedRun) -> Lane:
         passes, texts, tokens = (c.labels(name) for c in (self.metrics.passes, self.metrics.texts, self.metrics.tokens))

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from llmcls.results.error_analysis import read_texts
 from llmcls.results.finished_runs import open_run
 from llmcls.results.run_folder import RunFolder
-from llmcls.serving.app import Question, make_app
+from llmcls.serving.app import make_app
+from llmcls.serving.endpoint import Question
 from llmcls.serving.guard import Limits
 from llmcls.serving.loaded import load_runs
 from llmcls.serving.metrics import Metrics

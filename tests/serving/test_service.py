@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,34 @@ def test_a_request_longer_than_a_piece_and_a_pass_is_answered_whole(
     # No pass has more tokens than the budget, and few have much less.
     fewest = -(-tokens // run.scorer.max_tokens)
     assert fewest <= (values("llmcls_passes_total", {"run": "only"}) or 0) <= 2 * fewest
+
+
+def test_short_texts_are_tokenized_at_once_and_others_by_the_one_thread(
+    service: Service, run: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, real = [], run.tokens
+
+    def watched(texts: list[str]) -> list[np.ndarray]:
+        threads.append(threading.current_thread().name)
+        return real(texts)
+
+    monkeypatch.setattr(run, "tokens", watched)
+    short, long = ["a novel", "of a garden"], ["a novel " * 1000]
+
+    async def ask() -> list[np.ndarray]:
+        found = [await service.probabilities("only", texts) for texts in (short, long)]
+        # While the tokenizer is in use, short texts wait for it outside the event loop.
+        with service._tokenizer_free:
+            waiting = asyncio.ensure_future(service.probabilities("only", short))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        return [*found, await waiting]
+
+    first, _, again = asyncio.run(ask())
+    assert first == pytest.approx(again, abs=1e-6)
+    own = threading.current_thread().name
+    assert [name == own for name in threads] == [True, False, False]
+    assert all(name.startswith("llmcls-tokenizing") for name in threads[1:])
 
 
 def test_results_name_the_labels_and_keep_the_highest(service: Service, run: LoadedRun) -> None:

@@ -28,7 +28,7 @@ from accelerate.utils import set_seed
 from llmcls.common.logs import configure_logging
 from llmcls.common.signals import EXIT_INTERRUPTED, Interrupted, interrupted_code, watch_signals
 from llmcls.common.user_error import UserError
-from llmcls.data.batches import global_batch_size
+from llmcls.data.steps import global_batch_size
 from llmcls.engine.accelerator import (
     autocast_dtype,
     engine_name,

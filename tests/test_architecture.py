@@ -20,6 +20,10 @@ LAYERS = {
 COMMANDS = 10
 LONGEST = 350
 
+# Commands that only read what is written, and so answer at once: they load no library that computes.
+WITHOUT_MODEL = ("runs", "report", "compare", "thresholds", "decide", "errors", "curve", "sweep", "folder", "prepare")
+SLOW_LIBRARIES = {"torch", "transformers", "accelerate", "peft"}
+
 # Files that may use private names of other libraries, and why no public name does.
 PRIVATE_NAMES = {
     "common/signals.py": "a second Ctrl-C ends a process whose main thread is waiting, and only os._exit does that",
@@ -90,6 +94,31 @@ def private_names_of_others(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, text) for text in texts if private(text) and text not in own)
 
 
+def libraries(tree: ast.Module) -> set[str]:
+    """The libraries that are loaded with a module."""
+    found = set()
+    for node in tree.body:
+        for part in ast.walk(node) if isinstance(node, ast.Try | ast.With) else [node]:
+            if isinstance(part, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in part.names}
+            elif isinstance(part, ast.ImportFrom):
+                found.add((part.module or "").split(".")[0])
+    return found
+
+
+def slow_commands(graph: dict[str, set[str]], loaded: dict[str, set[str]]) -> Iterator[str]:
+    """How each command of `WITHOUT_MODEL` comes to load a slow library."""
+    for command in WITHOUT_MODEL:
+        trails = [[f"llmcls.{command}"]]
+        seen = {f"llmcls.{command}"}
+        for trail in trails:
+            for library in sorted(loaded[trail[-1]] & SLOW_LIBRARIES):
+                yield f"{command} loads {library}: {' -> '.join(trail)}"
+            following = sorted(graph[trail[-1]] - seen)
+            seen |= set(following)
+            trails += [[*trail, other] for other in following]
+
+
 def circles(graph: dict[str, set[str]]) -> list[str]:
     """Modules that import themselves over others."""
     found, done = [], set()
@@ -111,9 +140,11 @@ def violations(package: Path) -> list[str]:
     """Every breach of a rule, as a sentence."""
     found, known = [], modules(package)
     graph: dict[str, set[str]] = {}
+    loaded: dict[str, set[str]] = {}
     for module, path in known.items():
         text = path.read_text(encoding="utf-8")
         tree, where = ast.parse(text), path.relative_to(package).as_posix()
+        loaded[module] = libraries(tree)
         lines = text.count("\n")
         if lines > LONGEST:
             found.append(f"{where} has {lines} lines; the limit is {LONGEST}")
@@ -135,7 +166,7 @@ def violations(package: Path) -> list[str]:
         elif not private:
             found.append(f"{where} is listed for private names but uses none")
     graph = {module: {other for other in others if other in graph} for module, others in graph.items()}
-    return found + [f"circle: {circle}" for circle in circles(graph)]
+    return [*found, *(f"circle: {circle}" for circle in circles(graph)), *slow_commands(graph, loaded)]
 
 
 def test_the_package_keeps_the_rules() -> None:
@@ -161,6 +192,8 @@ def test_the_package_keeps_the_rules() -> None:
         ("data/tables.py", "\n" * LONGEST, f"the limit is {LONGEST}"),
         ("recipe/schema.py", "from llmcls.recipe.load import load_recipe", "circle: llmcls.recipe"),
         ("data/labels.py", "from llmcls.nowhere import anything", "which does not exist"),
+        ("runs.py", "try:\n    import torch\nexcept ModuleNotFoundError:\n    pass", "runs loads torch: llmcls.runs"),
+        ("results/finished_runs.py", "from llmcls.evaluation.scoring import Scorer", "report loads accelerate: "),
     ],
 )
 def test_a_breach_is_found(tmp_path: Path, file: str, line: str, sentence: str) -> None:

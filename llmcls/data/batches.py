@@ -22,7 +22,6 @@ import torch
 from llmcls.data.marks import dense_rows
 from llmcls.data.micro_batches import balanced_bins, even_runs
 from llmcls.data.splits import Split
-from llmcls.recipe.schema import Recipe
 
 # Steps whose rows are sorted by length together if `BatchSpec.grouped`, as in group_by_length of the `Trainer` of
 # `transformers`.
@@ -117,25 +116,6 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def global_batch_size(recipe: Recipe, ranks: int) -> int:
-    """Rows of an optimizer step of a run that starts with ``ranks`` processes.
-
-    A run keeps this number when it resumes with another number of processes.
-    """
-    return recipe.train.batch_size * recipe.train.gradient_accumulation_steps * ranks
-
-
-def steps_per_epoch(rows: int, global_batch_size: int) -> int:
-    """Optimizer steps of an epoch of ``rows`` rows.
-
-    Examples
-    --------
-    >>> steps_per_epoch(10, 4)
-    3
-    """
-    return -(-rows // global_batch_size)
 
 
 def plan_epoch(

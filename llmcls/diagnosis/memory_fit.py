@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from llmcls.data.batches import global_batch_size
+from llmcls.data.steps import global_batch_size
 from llmcls.diagnosis.expectation import expected_step
 from llmcls.diagnosis.findings import Finding, Subject, fault, ok, skipped, warning
 from llmcls.diagnosis.subject import config_of, device_of

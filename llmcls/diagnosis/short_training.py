@@ -15,7 +15,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from llmcls.common.signals import STOP_AFTER, Interrupted
-from llmcls.data.batches import collate, global_batch_size, plan_epoch
+from llmcls.data.batches import collate, plan_epoch
+from llmcls.data.steps import global_batch_size
 from llmcls.diagnosis.findings import Finding, Subject, fault, ok, skipped
 from llmcls.diagnosis.subject import STEPS, device_of, inputs_of, miniature_of, recipe_of
 from llmcls.engine.accelerator import open_accelerator, prepare, unwrapped

@@ -14,8 +14,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification
 
-from llmcls.data.batches import collate, global_batch_size, plan_epoch
+from llmcls.data.batches import collate, plan_epoch
 from llmcls.data.splits import Split
+from llmcls.data.steps import global_batch_size
 from llmcls.datasets.products import make_corpus
 from llmcls.diagnosis.expectation import Expected, expected_step
 from llmcls.diagnosis.findings import Finding, Subject, ok, skipped, warning

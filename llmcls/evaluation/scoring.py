@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +17,14 @@ from llmcls.data.batches import Batch, collate, plan_evaluation, send
 from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.engine.accelerator import sum_over_ranks, unwrapped
-from llmcls.evaluation.bootstrap import Marks, bootstrap_intervals
 from llmcls.evaluation.calibration import Calibration, calibrated
-from llmcls.evaluation.metrics import confusions, evaluate_predictions
+from llmcls.evaluation.metrics import evaluate_predictions
 from llmcls.evaluation.not_finite import advice, named
+from llmcls.evaluation.outcome import CHUNK_ROWS, Evaluation
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds
 from llmcls.model.losses import build_loss
 from llmcls.recipe.defaults import eval_batch_tokens
 from llmcls.recipe.schema import Recipe
-
-# Rows per chunk. `predict` writes its results after each chunk. Training uses the same chunks, so that both put a row
-# into the same batch and get the same logits.
-CHUNK_ROWS = 4096
 
 
 @dataclass
@@ -74,25 +69,6 @@ class Reading:
 
     width: int
     of_batch: Callable[[Batch], torch.Tensor]
-
-
-@dataclass
-class Evaluation:
-    """Predictions and metrics of a split.
-
-    Attributes
-    ----------
-    probabilities : float32 [rows, labels]
-        With many labels sparse, of the most probable labels of each row.
-    predicted : bool [rows, labels]
-        The decisions; with many labels sparse.
-    metrics : dict
-        Metrics by name.
-    """
-
-    probabilities: Marks
-    predicted: Marks
-    metrics: dict[str, Any]
 
 
 def make_scorer(
@@ -217,22 +193,3 @@ def evaluate_logits(
     metrics = evaluate_predictions(probabilities, split_labels, predicted, labels.names, labels.binary)
     per_sample = build_loss(labels.problem_type)(torch.tensor(logits), torch.tensor(split_labels))
     return Evaluation(probabilities, predicted, {"loss": float(per_sample.double().mean()), **metrics})
-
-
-def uncertainty(true: np.ndarray, predicted: np.ndarray, labels: LabelSpace) -> dict[str, Any]:
-    """The parts of a final evaluation that are not computed during training.
-
-    Parameters
-    ----------
-    true, predicted : bool [rows, labels]
-    labels : LabelSpace
-
-    Returns
-    -------
-    dict
-        "intervals", see `bootstrap_intervals`, and "confusions", see `confusions`.
-    """
-    return {
-        "intervals": bootstrap_intervals(true, predicted, binary=labels.binary),
-        "confusions": confusions(true, predicted, labels.names),
-    }

@@ -7,25 +7,18 @@ metrics, predictions, report) works with the kept labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from llmcls.common.logit import logit
-from llmcls.data.batches import Batch
 from llmcls.data.labels import LabelSpace
 from llmcls.data.marks import from_lists
-from llmcls.data.splits import Split
 from llmcls.evaluation.cuts import best_cut
-from llmcls.evaluation.metrics import to_probabilities
 from llmcls.evaluation.objective import Objective
-from llmcls.evaluation.scoring import Reading, Scorer, read_chunks
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
 from llmcls.evaluation.tuning import Tuning, probability_of
-from llmcls.model.losses import build_loss
 from llmcls.recipe.metric_names import LARGEST_K
 
 # What `TopScores.numbers` has of a row.
@@ -70,49 +63,6 @@ class TopScores:
         return np.column_stack([self.best, *rest]).astype(np.float32)
 
 
-def read_top(scorer: Scorer, split: Split, kept: int, start: int = 0) -> Iterator[tuple[int, TopScores]]:
-    """Score a split in chunks, in order; the same on every rank.
-
-    Parameters
-    ----------
-    scorer : Scorer
-    split : Split
-    kept : int
-        Labels per row that are kept, if there are so many.
-    start : int
-        The first row, a multiple of `llmcls.evaluation.scoring.CHUNK_ROWS`.
-
-    Yields
-    ------
-    first : int
-        The first row of the chunk.
-    scores : TopScores
-    """
-    count = len(scorer.labels.names)
-    kept, loss_of = min(kept, count), build_loss(scorer.labels.problem_type)
-
-    def of_batch(batch: Batch) -> torch.Tensor:
-        logits = scorer.model(batch.input_ids, batch.lengths, batch.windows).float()
-        values, numbers = logits.topk(kept, dim=1)
-        # Numbers of labels below 2^24 are exact in float32.
-        parts = [values, numbers.float(), logits.sigmoid().sum(dim=1, keepdim=True)]
-        losses = torch.zeros_like(parts[-1]) if batch.labels is None else loss_of(logits, batch.labels)[:, None]
-        return torch.cat([*parts, losses], dim=1)
-
-    for first, found in read_chunks(scorer, split, Reading(2 * kept + 2, of_batch), start):
-        logits, numbers = found[:, :kept], found[:, kept : 2 * kept].astype(np.int32)
-        sums, losses = found[:, 2 * kept].astype(np.float64), found[:, 2 * kept + 1].astype(np.float64)
-        order = np.lexsort((numbers, -logits), axis=1)
-        best = np.take_along_axis(numbers, order[:, :LARGEST_K], axis=1)
-        probabilities = _kept(to_probabilities(logits, scorer.labels.problem_type), numbers, count)
-        yield first, TopScores(probabilities, best, None if split.labels is None else losses, sums)
-
-
-def score_top(scorer: Scorer, split: Split, kept: int) -> TopScores:
-    """The most probable labels of a whole split; the same on every rank."""
-    return together([scores for _, scores in read_top(scorer, split, kept)])
-
-
 def top_of(probabilities: np.ndarray, kept: int) -> TopScores:
     """The most probable labels of a few rows of which all probabilities are known, float32 [rows, labels]."""
     kept = min(kept, probabilities.shape[1])
@@ -120,10 +70,11 @@ def top_of(probabilities: np.ndarray, kept: int) -> TopScores:
     values = np.take_along_axis(probabilities, numbers, axis=1)
     order = np.lexsort((numbers, -values), axis=1)
     numbers, values = (np.take_along_axis(part, order, axis=1) for part in (numbers, values))
-    return TopScores(_kept(values, numbers, probabilities.shape[1]), numbers[:, :LARGEST_K].astype(np.int32))
+    found = kept_probabilities(values, numbers, probabilities.shape[1])
+    return TopScores(found, numbers[:, :LARGEST_K].astype(np.int32))
 
 
-def _kept(values: np.ndarray, numbers: np.ndarray, count: int) -> sparse.csr_matrix:
+def kept_probabilities(values: np.ndarray, numbers: np.ndarray, count: int) -> sparse.csr_matrix:
     """Values [rows, kept] of the labels with these numbers, sparse [rows, labels]."""
     offsets = np.arange(0, numbers.size + 1, numbers.shape[1])
     found = sparse.csr_matrix((values.ravel(), numbers.ravel().astype(np.int32), offsets), (len(numbers), count))

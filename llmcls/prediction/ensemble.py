@@ -14,7 +14,7 @@ from llmcls.common.files import write_text
 from llmcls.data.labels import multi_hot
 from llmcls.engine.agreement import first_process_first, from_main
 from llmcls.evaluation.metrics import evaluate_predictions
-from llmcls.evaluation.scoring import uncertainty
+from llmcls.evaluation.outcome import uncertainty
 from llmcls.evaluation.thresholds import apply_thresholds, load_thresholds, mean_thresholds
 from llmcls.prediction.predict_table import predict_table, signature, write_metrics
 from llmcls.results.finished_runs import FinishedRun, require_same_labels

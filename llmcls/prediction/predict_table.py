@@ -24,10 +24,12 @@ from llmcls.engine.accelerator import autocast_dtype
 from llmcls.engine.agreement import first_process_first, on_main
 from llmcls.evaluation.calibration import Calibration, calibrated, load_calibration
 from llmcls.evaluation.metrics import headline_text
-from llmcls.evaluation.scoring import Scorer, evaluate_logits, make_scorer, score_chunks, uncertainty
+from llmcls.evaluation.outcome import uncertainty
+from llmcls.evaluation.scoring import Scorer, evaluate_logits, make_scorer, score_chunks
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, load_thresholds
 from llmcls.evaluation.top_metrics import evaluate_top, top_uncertainty
-from llmcls.evaluation.top_scores import TOP_NUMBERS, TopScores, decide_top, read_top
+from llmcls.evaluation.top_scores import TOP_NUMBERS, TopScores, decide_top
+from llmcls.evaluation.top_scoring import read_top
 from llmcls.model.build import load_trained_classifier
 from llmcls.model.pretrained import load_tokenizer
 from llmcls.prediction.resumable_predictions import ResumablePredictions

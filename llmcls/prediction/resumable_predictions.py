@@ -12,7 +12,7 @@ from llmcls.common.files import read_json, sync, write_json
 from llmcls.common.manifest import Entry, entry_of
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
-from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.evaluation.outcome import CHUNK_ROWS
 from llmcls.prediction.stored_rows import RowFile
 from llmcls.results.prediction_formats import write_lines
 from llmcls.results.predictions import Predictions, prediction_lines, read_predictions

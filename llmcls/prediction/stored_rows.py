@@ -9,7 +9,7 @@ import numpy as np
 
 from llmcls.common.files import read_json, remove_partials, write_json
 from llmcls.common.user_error import UserError
-from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.evaluation.outcome import CHUNK_ROWS
 
 
 class RowFile:

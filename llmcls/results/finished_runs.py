@@ -14,8 +14,8 @@ from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace
 from llmcls.evaluation.bootstrap import Marks
 from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.outcome import uncertainty
 from llmcls.evaluation.rule_comparison import compare_rules
-from llmcls.evaluation.scoring import uncertainty
 from llmcls.evaluation.thresholds import (
     Thresholds,
     apply_thresholds,

@@ -19,7 +19,7 @@ from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.marks import from_lists, multi_hot_of_lists
 from llmcls.data.splits import Split
 from llmcls.evaluation.bootstrap import Marks
-from llmcls.evaluation.scoring import CHUNK_ROWS, Evaluation
+from llmcls.evaluation.outcome import CHUNK_ROWS, Evaluation
 from llmcls.evaluation.top_scores import kept_hits
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from llmcls.common.user_error import UserError
-from llmcls.evaluation.scoring import CHUNK_ROWS
+from llmcls.evaluation.outcome import CHUNK_ROWS
 from llmcls.results.finished_runs import FinishedRun, open_run
 from llmcls.results.run_folder import RunFolder
 from llmcls.serving.loaded import LoadedRun, load_runs

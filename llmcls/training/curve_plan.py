@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmcls.common.user_error import UserError
-from llmcls.data.batches import global_batch_size, steps_per_epoch
+from llmcls.data.steps import global_batch_size, steps_per_epoch
 from llmcls.recipe.grid import Grid
 from llmcls.recipe.schema import Recipe
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from llmcls.data.batches import BatchSpec, collate, global_batch_size, plan_epoch, steps_per_epoch
+from llmcls.data.batches import BatchSpec, collate, plan_epoch
 from llmcls.data.splits import Split
+from llmcls.data.steps import global_batch_size, steps_per_epoch
 from llmcls.model.cards import Card
 from llmcls.model.step_trace import MicroBatch, StepCost, StepTracer
 

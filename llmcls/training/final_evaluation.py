@@ -13,11 +13,13 @@ from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.splits import Split, some_rows
 from llmcls.evaluation.calibration import Calibration, calibrated, fit_calibration
 from llmcls.evaluation.metrics import headline_text
+from llmcls.evaluation.outcome import Evaluation, uncertainty
 from llmcls.evaluation.rule_comparison import compare_rules
-from llmcls.evaluation.scoring import Evaluation, Scorer, evaluate_logits, score_split, uncertainty
+from llmcls.evaluation.scoring import Scorer, evaluate_logits, score_split
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
 from llmcls.evaluation.top_metrics import decision_metrics, evaluate_top, ranked_text, top_uncertainty
-from llmcls.evaluation.top_scores import decide_top, score_top, shared_threshold
+from llmcls.evaluation.top_scores import decide_top, shared_threshold
+from llmcls.evaluation.top_scoring import score_top
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.defaults import selection_metric
 from llmcls.results.predictions import write_predictions

@@ -22,8 +22,9 @@ from torch import nn
 from llmcls.common.files import replacing
 from llmcls.data.splits import Split
 from llmcls.engine.agreement import from_main
+from llmcls.evaluation.outcome import CHUNK_ROWS
 from llmcls.evaluation.probe import Probe
-from llmcls.evaluation.scoring import CHUNK_ROWS, Scorer
+from llmcls.evaluation.scoring import Scorer
 from llmcls.evaluation.states import collect_states, state_chunks
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,12 @@ from torch import nn
 from llmcls.common.heartbeat import beat
 from llmcls.common.signals import Interrupted, signal_name, stop_planned, stop_requested, stops_between_steps
 from llmcls.data.ahead import ahead, depth_for
-from llmcls.data.batches import Batch, Step, collate, plan_epoch, steps_per_epoch
+from llmcls.data.batches import Batch, Step, collate, plan_epoch
+from llmcls.data.steps import steps_per_epoch
 from llmcls.engine.accelerator import any_rank, gradients_kept_local
 from llmcls.engine.shards import check_shards
 from llmcls.evaluation.scoring import Scorer, score_split
-from llmcls.evaluation.top_scores import score_top
+from llmcls.evaluation.top_scoring import score_top
 from llmcls.recipe.defaults import selection_metric
 from llmcls.training.best_checkpoints import save_best
 from llmcls.training.checkpoints import Progress

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmcls.data.batches import global_batch_size, steps_per_epoch
+from llmcls.data.steps import global_batch_size, steps_per_epoch
 from llmcls.model.build import packing_request
 from llmcls.model.cards import UNMEASURED_EFFICIENCY, Card, card_of, efficiency_file, read_efficiency
 from llmcls.model.memory import GIB, full_texts, memory_of

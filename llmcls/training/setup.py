@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from llmcls.data.batches import BatchSpec, Step, balanced_weights, steps_per_epoch
+from llmcls.data.batches import BatchSpec, Step, balanced_weights
 from llmcls.data.labels import LabelSpace, count_positives, multi_hot
 from llmcls.data.marks import largest_weights
 from llmcls.data.splits import Split
+from llmcls.data.steps import steps_per_epoch
 from llmcls.engine.accelerator import autocast_dtype
 from llmcls.evaluation.thresholds import Thresholds, fixed_thresholds
 from llmcls.evaluation.top_metrics import Frequencies

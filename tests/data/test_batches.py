@@ -10,13 +10,11 @@ from llmcls.data.batches import (
     BatchSpec,
     balanced_weights,
     collate,
-    global_batch_size,
     plan_epoch,
     plan_evaluation,
-    steps_per_epoch,
 )
 from llmcls.data.splits import Split
-from llmcls.recipe.load import load_recipe
+from llmcls.data.steps import steps_per_epoch
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.9, 1003).clip(1, 1024).astype(np.int32)
 SPECS = [
@@ -138,12 +136,6 @@ def test_a_row_in_windows_becomes_several_texts(split: Split) -> None:
     assert batch.lengths == [4, 1, 1, 4, 4, 1]
     assert batch.windows == [2, 1, 3]
     assert batch.labels.shape == (3, 2)
-
-
-def test_a_step_has_the_rows_of_all_ranks(write_recipe) -> None:
-    recipe = load_recipe(write_recipe(train__batch_size=3, train__gradient_accumulation_steps=4))
-    assert [global_batch_size(recipe, ranks) for ranks in (1, 2)] == [12, 24]
-    assert [steps_per_epoch(rows, 12) for rows in (1, 12, 13)] == [1, 1, 2]
 
 
 def test_balanced_sampling_draws_rare_labels_more_often_and_is_repeatable() -> None:

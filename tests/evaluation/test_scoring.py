@@ -14,7 +14,7 @@ from llmcls.data.labels import LabelSpace
 from llmcls.data.splits import Split
 from llmcls.evaluation import scoring
 from llmcls.evaluation.calibration import Calibration
-from llmcls.evaluation.scoring import Scorer, evaluate_logits, make_scorer, score_chunks, score_split, uncertainty
+from llmcls.evaluation.scoring import Scorer, evaluate_logits, make_scorer, score_chunks, score_split
 from llmcls.evaluation.thresholds import fixed_thresholds
 from llmcls.recipe.load import load_recipe
 from tests.model.helpers import build
@@ -101,13 +101,6 @@ def test_calibration_changes_probabilities_and_not_the_loss() -> None:
     found = evaluate_logits(logits, values, LABELS, fixed_thresholds(2), Calibration("temperature", 2.0))
     assert found.probabilities[0, 0] == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert found.metrics["loss"] == plain.metrics["loss"]
-
-
-def test_a_final_evaluation_has_intervals_and_confusions() -> None:
-    true = np.array([[True, False], [True, False]])
-    found = uncertainty(true, ~true, LABELS)
-    assert found["intervals"]["f1_micro"] == [0.0, 0.0]
-    assert found["confusions"] == [{"true": "a", "predicted": "b", "rows": 2}]
 
 
 def test_rows_whose_scores_are_not_numbers_are_named(split: Split) -> None:

@@ -12,8 +12,8 @@ from llmcls.data.labels import LabelSpace, multi_hot
 from llmcls.data.splits import Split
 from llmcls.evaluation.calibration import Calibration, save_calibration
 from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.outcome import Evaluation, uncertainty
 from llmcls.evaluation.rule_comparison import compare_rules
-from llmcls.evaluation.scoring import Evaluation, uncertainty
 from llmcls.evaluation.thresholds import apply_thresholds, fixed_thresholds, save_thresholds
 from llmcls.evaluation.tuning import Tuning
 from llmcls.recipe.load import recipe_to_yaml

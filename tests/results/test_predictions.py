@@ -8,7 +8,7 @@ import pytest
 
 from llmcls.common.user_error import UserError
 from llmcls.data.labels import LabelSpace, multi_hot
-from llmcls.evaluation.scoring import Evaluation
+from llmcls.evaluation.outcome import Evaluation
 from llmcls.results import predictions
 from llmcls.results.predictions import (
     Predictions,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcls.data.batches import global_batch_size
+from llmcls.data.steps import global_batch_size
 from llmcls.engine.accelerator import open_accelerator, prepare, unwrapped
 from llmcls.evaluation.scoring import Scorer, make_scorer, score_split
 from llmcls.model.build import build_classifier

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from llmcls.common.signals import STOP_AFTER
-from llmcls.data.batches import global_batch_size, plan_epoch
+from llmcls.data.batches import plan_epoch
+from llmcls.data.steps import global_batch_size
 from llmcls.engine.accelerator import unwrapped
 from llmcls.evaluation import scoring
 from llmcls.model.build import build_classifier

@@ -32,8 +32,8 @@ from llmcls.datasets.products import TOPICS, write_data
 from llmcls.evaluation.baseline_store import Baseline
 from llmcls.evaluation.calibration import Calibration, save_calibration
 from llmcls.evaluation.metrics import evaluate_predictions
+from llmcls.evaluation.outcome import Evaluation, uncertainty
 from llmcls.evaluation.rule_comparison import compare_rules
-from llmcls.evaluation.scoring import Evaluation, uncertainty
 from llmcls.evaluation.thresholds import Thresholds, apply_thresholds, fixed_thresholds, save_thresholds
 from llmcls.evaluation.tuning import Tuning, tune_thresholds
 from llmcls.recipe.load import load_recipe, recipe_to_yaml

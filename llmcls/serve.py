@@ -84,7 +84,6 @@ def main(argv: list[str] | None = None) -> None:
         Server(make_app(service, limits, key), service, arguments.drain_seconds, ready).run([socket])
     finally:
         service.close()
-        gc.unfreeze()
     log.info("stopped")
 
 

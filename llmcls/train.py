@@ -156,6 +156,19 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
         The data, loaded once for all seeds.
     accelerator : Accelerator
     """
+    try:
+        _train_and_evaluate(recipe, seed, run, inputs, accelerator)
+    finally:
+        # Free the memory for the next seed. Accelerate would also treat the old model as a second one.
+        accelerator.free_memory()
+    # The parts of a model refer to each other.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _train_and_evaluate(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, accelerator: Accelerator) -> None:
+    """What `train_one_seed` does while it holds a model."""
     set_seed(seed)
     ranks = accelerator.num_processes
     settled = settle_recomputation(recipe, run, accelerator, lambda r: needed_gib(r, inputs, accelerator))
@@ -221,12 +234,6 @@ def train_one_seed(recipe: Recipe, seed: int, run: RunFolder, inputs: Inputs, ac
     finally:
         if setup.run_log is not None:
             setup.run_log.close(sys.exception())
-        # Free the memory for the next seed. Accelerate would also treat the old model as a second one.
-        accelerator.free_memory()
-    del classifier, model, optimizer, scorer
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _write_results(setup: TrainingSetup, final: FinalEvaluation, step: int) -> None:

@@ -25,6 +25,9 @@ os.environ |= {
 
 WriteRecipe = Callable[..., Path]
 
+# Libraries that are loaded later and exempt from garbage collection.
+_exempt: list[str] = []
+
 # Files with these tests are started first, so that no worker is left alone with a long one at the end.
 LONGEST_FIRST = ("slurm", "distributed", "slow")
 
@@ -49,6 +52,16 @@ def pytest_collection_finish() -> None:
     """Exempt what is loaded from garbage collection, which every training runs and which would take longer."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_training_loads_is_exempt_too() -> Iterator[None]:
+    """Like `pytest_collection_finish`, for what a process loads when it trains for the first time."""
+    yield
+    if "peft" in sys.modules and not _exempt:
+        _exempt.append("peft")
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ def modules(package: Path) -> dict[str, Path]:
     return found
 
 
-def imported(node: ast.AST, known: dict[str, Path]) -> list[str]:
+def imported(node: ast.AST, known: frozenset[str]) -> list[str]:
     """The modules of llmcls that an import statement names."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name.split(".")[0] == "llmcls"]
@@ -136,19 +138,40 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a file says: modules of llmcls that it imports, those inside functions, private names, and libraries."""
+
+    lines: int
+    imports: frozenset[str]
+    late: tuple[tuple[str, str], ...]
+    private: tuple[tuple[int, str], ...]
+    libraries: frozenset[str]
+
+
+@cache
+def facts(text: str, known: frozenset[str]) -> Facts:
+    """`Facts` of a file. Copies of the package differ in one file, so most are read once."""
+    tree = ast.parse(text)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return Facts(
+        text.count("\n"),
+        frozenset(other for node in ast.walk(tree) for other in imported(node, known)),
+        tuple((f.name, name) for f in functions for node in ast.walk(f) for name in imported(node, known)),
+        tuple(private_names_of_others(tree)),
+        frozenset(libraries(tree)),
+    )
+
+
 def violations(package: Path) -> list[str]:
     """Every breach of a rule, as a sentence."""
     found, known = [], modules(package)
-    graph: dict[str, set[str]] = {}
-    loaded: dict[str, set[str]] = {}
+    read = {name: facts(path.read_text(encoding="utf-8"), frozenset(known)) for name, path in known.items()}
+    graph = {module: read[module].imports - {module} for module in known}
     for module, path in known.items():
-        text = path.read_text(encoding="utf-8")
-        tree, where = ast.parse(text), path.relative_to(package).as_posix()
-        loaded[module] = libraries(tree)
-        lines = text.count("\n")
-        if lines > LONGEST:
-            found.append(f"{where} has {lines} lines; the limit is {LONGEST}")
-        graph[module] = {other for node in ast.walk(tree) for other in imported(node, known)} - {module}
+        where, has = path.relative_to(package).as_posix(), read[module]
+        if has.lines > LONGEST:
+            found.append(f"{where} has {has.lines} lines; the limit is {LONGEST}")
         for other in sorted(graph[module]):
             if other not in known:
                 found.append(f"{where} imports {other}, which does not exist")
@@ -156,17 +179,14 @@ def violations(package: Path) -> list[str]:
                 found.append(f"{where} imports the command {other}")
             elif layer(other) >= layer(module) and module.split(".")[1:2] != other.split(".")[1:2]:
                 found.append(f"{where} imports {other}, which is not in a lower layer")
-        for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                inside = [name for node in ast.walk(function) for name in imported(node, known)]
-                found += [f"{where} imports {name} inside the function {function.name}" for name in inside]
-        private = list(private_names_of_others(tree))
+        found += [f"{where} imports {name} inside the function {function}" for function, name in has.late]
         if where not in PRIVATE_NAMES:
-            found += [f"{where}, line {line}: private name {name} of another library" for line, name in private]
-        elif not private:
+            found += [f"{where}, line {line}: private name {name} of another library" for line, name in has.private]
+        elif not has.private:
             found.append(f"{where} is listed for private names but uses none")
-    graph = {module: {other for other in others if other in graph} for module, others in graph.items()}
-    return [*found, *(f"circle: {circle}" for circle in circles(graph)), *slow_commands(graph, loaded)]
+    inner = {module: {other for other in others if other in graph} for module, others in graph.items()}
+    slow = slow_commands(inner, {module: set(has.libraries) for module, has in read.items()})
+    return [*found, *(f"circle: {circle}" for circle in circles(inner)), *slow]
 
 
 def test_the_package_keeps_the_rules() -> None:

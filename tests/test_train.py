@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from llmcls.recipe.load import load_recipe
 from llmcls.results.lock import locked
 from llmcls.results.run_folder import ExperimentFolder
 from llmcls.training import loop
-from tests.conftest import Experiment
+from tests.conftest import Experiment, WriteRecipe
 from tests.helpers import ROOT, TOPICS, metrics_of, read_rows, refusal, train, until
 
 pytestmark = pytest.mark.slow
@@ -261,3 +263,29 @@ def test_an_operation_that_is_not_deterministic_is_one_sentence(write_recipe, mo
     with pytest.raises(UserError, match=r"train\.deterministic is true, but put_ does not have a deterministic impl"):
         train(write_recipe(train__deterministic=True))
     train(write_recipe(train__deterministic=False))
+
+
+def test_the_model_of_a_seed_is_gone_before_the_next_one_is_built(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that one model fills, two do not fit."""
+    from llmcls import train as command
+
+    built: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    real = command.build_classifier
+
+    def watched(*arguments: Any) -> Any:
+        alive.extend(model() is not None for model in built)
+        found = real(*arguments)
+        built.append(weakref.ref(found.sequence_classifier.base_model.layers[0].mlp))
+        return found
+
+    monkeypatch.setattr(command, "build_classifier", watched)
+    # What is freed now and then is not freed in time.
+    gc.disable()
+    try:
+        train(write_recipe(exp__seeds=[1, 2], train__max_steps=1))
+    finally:
+        gc.enable()
+    assert alive == [False]

@@ -21,6 +21,13 @@ from llmcls.model.fused_ops import (
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 COMPILED = [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])]
+# Each of these compiles anew. What is compiled in float32 differs from what is compiled in 16 bits in its types only.
+IN_BOTH = [
+    (torch.float32, False),
+    (torch.bfloat16, False),
+    pytest.param(torch.bfloat16, True, marks=COMPILED[1].marks),
+    pytest.param(torch.float32, True, marks=[*COMPILED[1].marks, pytest.mark.long]),
+]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -52,9 +59,16 @@ def assert_same(fused: Callable[..., torch.Tensor], plain: Callable[..., torch.T
         torch.testing.assert_close(a, b, atol=tolerance * max(1.0, float(b.abs().max())), rtol=tolerance)
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("unit_offset", [False, True])
+@pytest.mark.parametrize(
+    "dtype, unit_offset, compiled",
+    [
+        *((dtype, offset, False) for dtype in (torch.float32, torch.bfloat16) for offset in (False, True)),
+        pytest.param(torch.float32, False, True, marks=COMPILED[1].marks),
+        pytest.param(torch.bfloat16, True, True, marks=COMPILED[1].marks),
+        pytest.param(torch.float32, True, True, marks=[*COMPILED[1].marks, pytest.mark.long]),
+        pytest.param(torch.bfloat16, False, True, marks=[*COMPILED[1].marks, pytest.mark.long]),
+    ],
+)
 def test_norm_equals_its_formula(unit_offset: bool, dtype: torch.dtype, compiled: bool) -> None:
     x, weight = random(7, 16).to(dtype), (1 + 0.3 * random(16, seed=1)).to(dtype)
     assert_same(
@@ -89,8 +103,7 @@ def test_a_sum_of_two_precisions_has_the_wider_one_and_gradients_of_each() -> No
     torch.testing.assert_close(y.grad, x.grad.bfloat16())
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype, compiled", IN_BOTH)
 def test_gated_activation_equals_its_formula(dtype: torch.dtype, compiled: bool) -> None:
     gate, up = random(7, 16).to(dtype), random(7, 16, seed=1).to(dtype)
     assert_same(lambda g, u: gated_activation(g, u, "silu", compiled), lambda g, u: F.silu(g) * u, gate, up)

@@ -80,7 +80,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+# In tests/distributed/test_engines.py, these train together.
+IN_ENGINES = {"focal", "balanced sampling", "head rate and layer decay"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=pytest.mark.long if name in IN_ENGINES else ())
+        for name, changes in VARIANTS.items()
+    ],
+)
 def test_every_variant_fits_what_it_should(learn, tmp_path: Path, changes: dict[str, Any]) -> None:
     found, run = learn(**changes)
     assert found["f1_micro"] >= 0.95

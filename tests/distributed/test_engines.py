@@ -36,6 +36,7 @@ ENGINES = {
     "zero2": ("zero2", [], ["optimizer_state"]),
     "zero2-4bit": ("zero2", FOUR_BIT, ["optimizer_state"]),
     "zero3": ("zero3", [], ["weights", "optimizer_state"]),
+    "zero3-more": ("zero3", [], ["weights", "optimizer_state"]),
 }
 # 160 training rows, 16 a step: 10 steps an epoch. The run is cut in the middle of its second epoch.
 CUT = 13
@@ -56,7 +57,8 @@ MORE_RUNS = {
     "ddp": {"soft": SOFT},
     "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16, "soft": SOFT},
     "zero2": {"variants": VARIANTS, "bf16": BF16, "soft": SOFT},
-    "zero3": {"skewed": SKEWED, "full": FULL, "soft": SOFT},
+    "zero3": {"full": FULL},
+    "zero3-more": {"skewed": SKEWED, "soft": SOFT},
 }
 # A step in which the last rank has no loss, and a death between two evaluations.
 TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
@@ -201,7 +203,7 @@ def on_engine(recipe: Path, alone, skewed: list[str], soft: list[str], tmp_path_
 
 
 # ZeRO-2 and 4-bit weights are each tested with another partner, and DDP by tests/distributed/test_cpu_processes.py.
-LONG = {"ddp", "zero2-4bit"}
+LONG = {"ddp", "zero2-4bit", "zero3-more"}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES])
@@ -340,12 +342,14 @@ def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(
     assert log.count("step 3: the gradient is not a number, so the step is left out (1 of at most 10)") == 1
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3-more", marks=pytest.mark.long)])
 def test_ranks_with_very_unlike_texts_stay_in_step(engine: str, on_engine, alone, skewed: list[str]) -> None:
     assert losses(on_engine(engine).more["skewed"]) == pytest.approx(losses(alone(skewed)), rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.long), "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "engine", ["fsdp", "zero2", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero3-more"))]
+)
 def test_soft_labels_and_weights_of_classes_train_as_in_one_process(engine, on_engine, alone, soft: list[str]) -> None:
     found = losses(on_engine(engine).more["soft"], steps=10)
     assert found == pytest.approx(losses(alone(soft), steps=10), rel=1e-4)

@@ -29,7 +29,10 @@ def launch(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize(
     "gpus, machines, overrides, profile, processes",
-    [([], 1, ["train.batch_size=4"], "cpu", 1), ([80, 80], 2, ["model.lora_r=0"], "fsdp", 4)],
+    [
+        ([], 1, ["train.batch_size=4"], "cpu", 1),
+        pytest.param([80, 80], 2, ["model.lora_r=0"], "fsdp", 4, marks=pytest.mark.long),
+    ],
 )
 def test_the_command_follows_from_the_hardware(tmp_path, gpus, machines, overrides, profile, processes) -> None:
     # What is chosen for which hardware: tests/test_profile.py.

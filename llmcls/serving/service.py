@@ -94,11 +94,11 @@ class Service:
         run = self.runs[name]
         names, found = run.labels.names, []
         rounded = np.round(probabilities.astype(np.float64), 9)
-        for row, on in zip(rounded, run.decisions(probabilities), strict=True):
+        for row, exact, on in zip(rounded, probabilities, run.decisions(probabilities), strict=True):
             if top_k is None:
                 shown = dict(zip(names, row.tolist(), strict=True))
             else:
-                shown = {names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")[:top_k]}
+                shown = {names[i]: float(row[i]) for i in np.argsort(-exact, kind="stable")[:top_k]}
             found.append({"labels": [names[i] for i in np.flatnonzero(on)], "probabilities": shown})
         return found
 

@@ -83,6 +83,11 @@ def test_short_texts_are_tokenized_at_once_and_others_by_the_one_thread(
 
 def test_results_name_the_labels_and_keep_the_highest(service: Service, run: LoadedRun) -> None:
     probabilities = np.full((1, 10), 0.001, dtype=np.float32)
+    # Shown with nine decimals, the two are the same.
+    probabilities[0, [3, 7]] = 1e-11, 2e-11
+    probabilities[0, [0, 1, 2, 4, 5, 6, 8, 9]] = 0.0
+    (tied,) = service.results("only", probabilities, 2)
+    assert list(tied["probabilities"].items()) == [(run.labels.names[7], 0.0), (run.labels.names[3], 0.0)]
     probabilities[0, [3, 7]] = 0.9, 0.8
     (found,) = service.results("only", probabilities, 2)
     assert list(found["probabilities"]) == [run.labels.names[3], run.labels.names[7]]

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import logging
 
+from llmcls.common.command import add_recipe_arguments, begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 import torch
 from accelerate import PartialState
 
-from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.logs import collected_warnings, configure_logging
 from llmcls.common.user_error import UserError
 from llmcls.model.cards import find_card

@@ -8,11 +8,9 @@ Each command has its own parser. This module only lists the commands and passes 
 
 from __future__ import annotations
 
-import importlib
-
 import typer
 
-from llmcls.common.command import run_command
+from llmcls.common.command import import_command, run_command
 
 # Group and description of each command, in the order of the help text.
 COMMANDS = {
@@ -62,7 +60,7 @@ def _register(name: str, group: str, description: str) -> None:
     """Add a command to `app`; its module is imported when it is called."""
 
     def command(context: typer.Context) -> None:
-        run_command(lambda: importlib.import_module(STARTED_BY.get(name, f"llmcls.{name}")).main(context.args))
+        run_command(lambda: import_command(STARTED_BY.get(name, f"llmcls.{name}")).main(context.args))
 
     # The parser of the command reads everything after its name, including --help.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

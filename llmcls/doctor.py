@@ -12,9 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from llmcls.common.command import begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 from rich.console import Console
 
-from llmcls.common.command import command_parser, run_command
 from llmcls.common.files import write_json
 from llmcls.common.user_error import UserError
 from llmcls.diagnosis.checks import CHECKS

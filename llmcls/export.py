@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmcls.common.command import command_parser, run_command
+from llmcls.common.command import begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 from llmcls.common.logs import configure_logging
 from llmcls.model.pretrained import DTYPES
 from llmcls.results.finished_runs import open_run

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmcls.common.command import command_parser, expect_interrupts, run_command
+from llmcls.common.command import begin_imports, command_parser, run_command
 
 if __name__ == "__main__":
     # The imports below take seconds.
-    expect_interrupts()
+    begin_imports()
 
 from llmcls.common.logs import configure_logging
 from llmcls.common.signals import watch_signals

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.command import add_recipe_arguments, begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 from llmcls.engine.choice import add_hardware_arguments, choose
 from llmcls.recipe.load import load_recipe
 from llmcls.recipe.schema import Recipe

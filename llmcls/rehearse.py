@@ -12,9 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from llmcls.common.command import add_recipe_arguments, begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 import datasets
 
-from llmcls.common.command import add_recipe_arguments, command_parser, run_command
 from llmcls.common.files import write_text
 from llmcls.common.user_error import UserError
 from llmcls.engine.profiles import find_profile, read_profile, sharding_of

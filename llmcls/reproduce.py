@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmcls.common.command import command_parser, expect_interrupts, run_command
+from llmcls.common.command import begin_imports, command_parser, run_command
 
 if __name__ == "__main__":
     # The imports below take seconds.
-    expect_interrupts()
+    begin_imports()
 
 from llmcls.common.files import read_json, write_json
 from llmcls.common.logs import configure_logging

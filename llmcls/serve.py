@@ -12,7 +12,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from llmcls.common.command import command_parser, run_command
+from llmcls.common.command import begin_imports, command_parser, run_command
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    begin_imports()
+
 from llmcls.common.logs import configure_logging
 from llmcls.common.optional import OptionalImport
 from llmcls.common.secrets import keep_secret

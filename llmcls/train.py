@@ -15,11 +15,11 @@ import logging
 import sys
 from typing import Any
 
-from llmcls.common.command import expect_interrupts, run_command
+from llmcls.common.command import begin_imports, run_command
 
 if __name__ == "__main__":
     # The imports below take seconds.
-    expect_interrupts()
+    begin_imports()
 
 import torch
 from accelerate import Accelerator

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcls.common.command import add_recipe_arguments, command_parser, run_command
+from llmcls.common.command import add_recipe_arguments, begin_imports, command_parser, import_command, run_command
 from llmcls.common.user_error import UserError
 from tests.helpers import ROOT, run_module
 
@@ -51,6 +52,21 @@ def test_without_arguments_only_the_recipe_is_said_to_be_missing(capsys) -> None
 
 def test_a_command_that_succeeds_returns() -> None:
     run_command(lambda: None)
+
+
+def test_no_garbage_is_looked_for_while_a_command_imports_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcls.common import command
+
+    began = []
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: began.append((name, gc.isenabled())) or sys)
+    assert import_command("llmcls.runs") is sys
+    assert began == [("llmcls.runs", False)]
+    assert gc.isenabled()
+    begin_imports()
+    assert not gc.isenabled()
+    run_command(lambda: began.append(("main", gc.isenabled())))
+    assert began[1:] == [("main", True)]
 
 
 def test_a_user_error_is_one_sentence_and_exit_code_2(capsys) -> None:

@@ -69,12 +69,12 @@ def test_the_size_is_read_from_the_name_of_a_model() -> None:
     assert [model_billions(name) for name in names] == [1.0, 0.135, 0.6, None]
 
 
-def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
-    hardware = tmp_path / "hardware.json"
+def test_slurm_submits_the_job_script(write_recipe, tmp_path: Path) -> None:
+    hardware, recipe = tmp_path / "hardware.json", write_recipe()
     hardware.write_text(json.dumps({"gpus": [{"memory_gib": 80}] * 4, "machines": 2}))
-    done = launch("train", "recipes/amazon.yaml", "--slurm", "--dry-run", "--hardware", hardware, "exp.seeds=[1]")
+    done = launch("train", recipe, "--slurm", "--dry-run", "--hardware", hardware, "exp.seeds=[1]")
     assert done.stdout.splitlines()[-1] == (
-        "$ sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh recipes/amazon.yaml "
+        f"$ sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh {recipe} "
         "accel_configs/ddp.yaml 'exp.seeds=[1]'"
     )
 
@@ -89,8 +89,8 @@ def test_slurm_submits_the_job_script(tmp_path: Path) -> None:
         (["--gpus-per-node", 0], "slurm/train.sh {} accel_configs/cpu.yaml"),
     ],
 )  # fmt: skip
-def test_on_a_login_node_the_nodes_are_described(described: list[Any], command: str) -> None:
-    recipe = "recipes/quickstart.yaml"
+def test_on_a_login_node_the_nodes_are_described(write_recipe, described: list[Any], command: str) -> None:
+    recipe = write_recipe()
     done = launch("train", recipe, "--slurm", "--dry-run", *described)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"$ sbatch --nodes=1 {command.format(recipe)}"

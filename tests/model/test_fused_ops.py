@@ -156,10 +156,10 @@ def test_softmax_and_its_gradient_equal_torch(compiled: bool) -> None:
 def test_no_length_compiles_again() -> None:
     from torch._dynamo.utils import counters
 
-    assert compiler_error(torch.device("cpu"), torch.float32) is None
-    before = counters["stats"]["unique_graphs"]
+    graphs = []
+    # The first two lengths may compile. That a device compiles everything: tests/test_doctor.py.
     for training in (True, False):
-        for tokens in (7, 16, 33, 100):
+        for tokens in (3, 5, 7, 16, 33, 100):
             x = random(1, 4, tokens, 8).requires_grad_(training)
             with torch.set_grad_enabled(training):
                 for y in (
@@ -168,7 +168,9 @@ def test_no_length_compiles_again() -> None:
                 ):
                     if training:
                         y.backward(y.detach().clone())
-    assert counters["stats"]["unique_graphs"] == before
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] > 0
+    assert set(graphs[1:]) == {graphs[1]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

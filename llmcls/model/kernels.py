@@ -284,7 +284,7 @@ def _attention_layer(
     rate = block.attention_dropout if block.training else 0.0
     if device_kind(value) == "cpu" and value.dtype in (torch.bfloat16, torch.float16) and not rate:
         query, key = query.to(value.dtype), key.to(value.dtype)
-        mixed = blocked_attention(query, key, value, pack.lengths, pack.causal, scaling, compiled)
+        mixed = blocked_attention(query, key, value, pack, scaling, compiled)
     else:
         mixed = packed_attention.attention(query, key, value, pack, scaling, rate)
     return block.o_proj(mixed.flatten(2)), None

@@ -6,7 +6,7 @@ works on single tokens; attention gets the lengths of the texts and keeps them a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -42,6 +42,8 @@ class Pack:
         Whether a token sees only itself and what comes before it.
     flash : bool
         Whether 16-bit attention runs in one kernel for all texts; else neighbours of the same length share one.
+    blocks : dict
+        What `llmcls.model.blocked_attention` made of it, for all layers.
     """
 
     lengths: list[int]
@@ -51,6 +53,7 @@ class Pack:
     query_cu_seqlens: torch.Tensor
     causal: bool = True
     flash: bool = False
+    blocks: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:

@@ -1,13 +1,15 @@
 """Fine-tune a real pretrained decoder: share of a matrix-product probe, and speed against `Trainer` and a plain loop.
 
     REUTERS_DIR=... python bench/pretrained.py MODEL [--rows 192] [--rounds 2] [--dtype bfloat16]
+    BANKING77_DIR=... python bench/pretrained.py MODEL --messages --rows 768
     REUTERS_DIR=... python bench/pretrained.py MODEL --quality --rows 384 --max-length 64 --rounds 5
 
 MODEL is a folder or a name on the hub. Every contestant trains one epoch of the same texts in its own process, taking
 turns, each round with another seed: llmcls, llmcls with ``train.kernels=off``, and `Trainer` at 4 x 8. The probe is
 timed in the process of llmcls, before and after training. Model FLOPs are counted as in bench/gpu.py. Afterwards each
-predicts as many other texts. ``--quality`` compares what is learned instead, with thresholds of 0.5 on both sides.
-With ``--keep FOLDER``, what is finished is not trained again by the same command. Writes bench/results.md.
+predicts as many other texts. ``--messages`` takes short messages of customers instead of articles. ``--quality``
+compares what is learned instead, with thresholds of 0.5 on both sides. With ``--keep FOLDER``, what is finished is not
+trained again by the same command. Writes bench/results.md.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from bench.material import (  # noqa: E402
     machine,
     median_ratio,
     prepare,
+    prepare_messages,
     printed_result,
     write_section,
 )
@@ -54,7 +57,13 @@ def probe(dtype: str) -> float:
 
 def train_once(contestant: str, seed: int, a: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Train once in this process, and for llmcls also predict, against a plain loop."""
-    material: Material = prepare(folder, a.rows, a.rows, a.max_length)
+    material: Material | None
+    if a.messages:
+        material = prepare_messages(folder / "messages", a.rows, a.rows)
+    else:
+        material = prepare(folder, a.rows, a.rows, a.max_length)
+    if material is None:
+        sys.exit("--messages needs the folder of Banking77 in BANKING77_DIR")
     recipe = material.recipe(
         "batch_size=4", "gradient_accumulation_steps=8", f"torch_dtype={a.dtype}",
         f"model.model_name={a.model}", "learning_rate=5.0e-4", f"micro_batch_tokens={a.micro_batch_tokens}",
@@ -139,6 +148,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--messages", action="store_true", help="short messages instead of articles")
     parser.add_argument("--quality", action="store_true", help="compare what is learned instead of the speed")
     parser.add_argument("--keep", type=Path, help="folder for the results")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="only train these, and write nothing")
@@ -157,16 +167,16 @@ def main() -> None:
             print(name, results[name][-1], flush=True)
     if a.only:
         return
+    texts = "messages of Banking77" if a.messages else f"Reuters texts, max_length {a.max_length}"
     about = (
-        f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} Reuters texts, "
-        f"max_length {a.max_length}, 32 a step, {a.epochs} epoch(s), {a.rounds} rounds"
-        f"{'' if a.quality else ', taking turns'}, each with another seed."
+        f"{machine()}. {Path(a.model).name}, {a.dtype}, LoRA r 8 on every linear layer, {a.rows} {texts}, 32 a step, "
+        f"{a.epochs} epoch(s), {a.rounds} rounds{'' if a.quality else ', taking turns'}, each with another seed."
     )
     title = "A pretrained decoder on a CPU"
     if a.quality:
         write_section(f"{title}: quality", [about, "", *quality_table(results)])
         return
-    write_section(title, [about, *speed_lines(results, a.rows)])
+    write_section(f"{title}: messages" if a.messages else title, [about, *speed_lines(results, a.rows)])
 
 
 def speed_lines(results: dict[str, list[dict[str, float]]], rows: int) -> list[str]:

@@ -25,6 +25,9 @@ os.environ |= {
 
 WriteRecipe = Callable[..., Path]
 
+# While the tests are collected, almost everything that is made stays; see `pytest_collection_finish`.
+gc.disable()
+
 # Libraries that are loaded later and exempt from garbage collection.
 _exempt: list[str] = []
 
@@ -52,6 +55,7 @@ def pytest_collection_finish() -> None:
     """Exempt what is loaded from garbage collection, which every training runs and which would take longer."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

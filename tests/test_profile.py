@@ -53,7 +53,7 @@ def test_the_profile_follows_from_hardware_and_size(write_recipe, hardware, caps
         pytest.param([24, 24, 24, 24], 1, "70B", ["model.use_4bit=true"], "fsdp_qlora", 4, marks=pytest.mark.long),
         ([24, 24, 24, 24], 1, "13B", [], "fsdp", 4),
         pytest.param([80, 80], 2, "8B", [], "ddp", 4, marks=pytest.mark.long),
-        ([80], 2, "8B", [], "ddp", 2),
+        pytest.param([80], 2, "8B", [], "ddp", 2, marks=pytest.mark.long),
         ([80, 80], 2, "8B", ["model.lora_r=0"], "fsdp", 4),
     ],
 )

@@ -9,6 +9,7 @@ The operations are registered with torch under ``llmcls::``, so a trace under fa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -272,14 +273,23 @@ class _Rotary(torch.autograd.Function):
         return *rotated, None, None, None
 
 
-def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if every formula compiles and runs on a device, forward and backward; else the first line of the error.
+def compiler_error(
+    device: torch.device,
+    dtype: torch.dtype,
+    unit_offsets: Collection[bool] = (False, True),
+    activations: Collection[str] = ACTIVATIONS,
+) -> str | None:
+    """None if formulas compile and run on a device, forward and backward; else the first line of the error.
 
     Parameters
     ----------
     device : torch.device
     dtype : torch.dtype
         Precision of the computation.
+    unit_offsets : collection of bool
+        The kinds of `rms_norm` to compile; each takes seconds.
+    activations : collection of str
+        Those of `gated_activation` to compile.
     """
     try:
         with torch.enable_grad():
@@ -289,14 +299,14 @@ def compiler_error(device: torch.device, dtype: torch.dtype) -> str | None:
                 x = values.view(1, 4, tokens, 8).requires_grad_()
                 weight = torch.ones(8, device=device, dtype=dtype)
                 cos, sin = torch.ones(2, 1, tokens, 8, device=device, dtype=dtype).unbind()
-                for unit_offset in (False, True):
+                for unit_offset in unit_offsets:
                     x = rms_norm(x, weight, 1e-6, unit_offset, compiled=True)
                     x, y = add_rms_norm(x, None, weight, 1e-6, unit_offset, compiled=True)
                     x, y = add_rms_norm(x, y, weight, 1e-6, unit_offset, compiled=True)
                     x = x + y
                 # Copies, because arguments that share memory would be compiled as a case of their own.
                 query, key = rotary(x, x[:, :2] * 1.0, cos, sin.clone(), compiled=True)
-                for activation in ACTIVATIONS:
+                for activation in activations:
                     query = gated_activation(query, query * 1.0, activation, compiled=True)
                 torch.autograd.backward((query, key), (query.detach().clone(), key.detach().clone()))
     # The compiler raises errors of many classes, from a missing program to an unsupported device.

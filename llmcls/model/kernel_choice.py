@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmcls.model.fused_ops import compiler_error
-from llmcls.model.kernels import FusedKernels
+from llmcls.model.kernels import FusedKernels, fused_kinds
 from llmcls.model.packed_forward import PackedForward
 from llmcls.model.shrink import shrink
 from llmcls.model.stand_in import DeviceKind
@@ -112,7 +112,7 @@ def _compiles(network: Any, device: torch.device | DeviceKind, dtype: torch.dtyp
         return False, "a small model on a CPU"
     if device.type not in ("cpu", "cuda"):
         return False, f"torch does not compile for {device.type}"
-    error = compiler_error(device, dtype)
+    error = compiler_error(device, dtype, *fused_kinds(network))
     return error is None, "" if error is None else f"torch cannot compile here: {error}"
 
 

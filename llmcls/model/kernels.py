@@ -90,6 +90,13 @@ class FusedKernels:
         return None
 
 
+def fused_kinds(network: nn.Module) -> tuple[set[bool], set[str]]:
+    """The kinds of `rms_norm`, by ``unit_offset``, and the activations of gated MLPs that a network has."""
+    norms = {_norm_kind(module) for module in network.modules()}
+    activations = {_mlp_kind(module) for module in network.modules()}
+    return norms - {None}, activations - {None}  # type: ignore[return-value]
+
+
 def rotary_of(attention: Any, compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The rotary embedding of an attention layer: the fused one if it computes the same, else the architecture's."""
     own = inspect.getmodule(type(attention)).apply_rotary_pos_emb  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ def test_a_compiler_that_fails_is_a_fault_where_one_is_easy_to_install(
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(software, "find_compiler", lambda device: "g++")
-    monkeypatch.setattr(software, "compiler_error", lambda device, dtype: "Python.h: No such file or directory")
+    monkeypatch.setattr(software, "compiler_error", lambda *_: "Python.h: No such file or directory")
     found = find("compiler", tmp_path)
     assert found.status == status
     assert "g++ was found, but torch cannot compile: Python.h: No such file" in found.found

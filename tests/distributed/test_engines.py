@@ -35,6 +35,7 @@ ENGINES = {
     "fsdp-4bit": ("fsdp_qlora", FOUR_BIT, ["weights", "optimizer_state"]),
     "zero2": ("zero2", [], ["optimizer_state"]),
     "zero2-4bit": ("zero2", FOUR_BIT, ["optimizer_state"]),
+    "zero2-more": ("zero2", [], ["optimizer_state"]),
     "zero3": ("zero3", [], ["weights", "optimizer_state"]),
     "zero3-more": ("zero3", [], ["weights", "optimizer_state"]),
 }
@@ -56,7 +57,8 @@ SOFT = [
 MORE_RUNS = {
     "ddp": {"soft": SOFT},
     "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16, "soft": SOFT},
-    "zero2": {"variants": VARIANTS, "bf16": BF16, "soft": SOFT},
+    "zero2": {"variants": VARIANTS, "bf16": BF16},
+    "zero2-more": {"soft": SOFT},
     "zero3": {"full": FULL},
     "zero3-more": {"skewed": SKEWED, "soft": SOFT},
 }
@@ -203,7 +205,7 @@ def on_engine(recipe: Path, alone, skewed: list[str], soft: list[str], tmp_path_
 
 
 # ZeRO-2 and 4-bit weights are each tested with another partner, and DDP by tests/distributed/test_cpu_processes.py.
-LONG = {"ddp", "zero2-4bit", "zero3-more"}
+LONG = {"ddp", "zero2-4bit", "zero2-more", "zero3-more"}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES])
@@ -348,7 +350,7 @@ def test_ranks_with_very_unlike_texts_stay_in_step(engine: str, on_engine, alone
 
 
 @pytest.mark.parametrize(
-    "engine", ["fsdp", "zero2", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero3-more"))]
+    "engine", ["fsdp", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero2-more", "zero3-more"))]
 )
 def test_soft_labels_and_weights_of_classes_train_as_in_one_process(engine, on_engine, alone, soft: list[str]) -> None:
     found = losses(on_engine(engine).more["soft"], steps=10)

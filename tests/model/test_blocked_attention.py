@@ -68,13 +68,11 @@ def test_every_token_is_in_one_block_with_all_tokens_that_it_may_see(seed: int, 
             continue
         assert block.bias is not None
         tokens = block.padding.keys.view(block.texts, -1)
-        places = torch.zeros(tokens.numel(), dtype=torch.bool)
-        places[block.padding.key_places] = True
-        real = places.view(tokens.shape)
-        bias = block.bias.expand(block.texts, 1, tokens.shape[1], tokens.shape[1])[:, 0]
-        for text, row, column in (bias == 0).nonzero().tolist():
-            if real[text, row]:
-                seen[tokens[text, row], tokens[text, column]] += 1
+        real = torch.zeros(tokens.numel(), dtype=torch.bool)
+        real[block.padding.key_places] = True
+        allowed = block.bias.expand(block.texts, 1, tokens.shape[1], tokens.shape[1])[:, 0] == 0
+        text, row, column = (allowed & real.view(block.texts, -1, 1)).nonzero().unbind(1)
+        seen.index_put_((tokens[text, row], tokens[text, column]), torch.tensor(1), accumulate=True)
     same = torch.block_diag(*(torch.ones(n, n, dtype=torch.int64) for n in lengths))
     assert torch.equal(seen, same.tril() if causal else same)
 

@@ -77,10 +77,13 @@ def test_norm_equals_its_formula(unit_offset: bool, dtype: torch.dtype, compiled
 
 
 @pytest.mark.parametrize(
-    "used, compiled",
-    [("both", False), ("total", False), ("norm", False), pytest.param("both", True, marks=COMPILED[1].marks)],
+    "dtype, used, compiled",
+    [
+        *((dtype, used, False) for dtype in (torch.float32, torch.bfloat16) for used in ("both", "total", "norm")),
+        pytest.param(torch.bfloat16, "both", True, marks=COMPILED[1].marks),
+        pytest.param(torch.float32, "both", True, marks=[*COMPILED[1].marks, pytest.mark.long]),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sum_and_its_norm_equal_their_formulas(used: str, dtype: torch.dtype, compiled: bool) -> None:
     x, y, weight = random(7, 16).to(dtype), random(7, 16, seed=2).to(dtype), (1 + 0.3 * random(16, seed=1)).to(dtype)
     take = {"both": lambda a, b: a + 2 * b, "total": lambda a, _: a, "norm": lambda _, b: b}[used]
@@ -157,13 +160,13 @@ def test_no_length_compiles_again() -> None:
     from torch._dynamo.utils import counters
 
     graphs = []
-    # The first two lengths may compile. That a device compiles everything: tests/test_doctor.py.
+    # The first two lengths may compile. That a device compiles everything: tests/cuda/test_fused_ops.py.
     for training in (True, False):
         for tokens in (3, 5, 7, 16, 33, 100):
-            x = random(1, 4, tokens, 8).requires_grad_(training)
+            x = random(tokens, 16).bfloat16().requires_grad_(training)
             with torch.set_grad_enabled(training):
                 for y in (
-                    rms_norm(x, torch.ones(8), 1e-6, False, compiled=True),
+                    rms_norm(x, torch.ones(16).bfloat16(), 1e-6, True, compiled=True),
                     gated_activation(x, x * 2, "silu", compiled=True),
                 ):
                     if training:

@@ -100,10 +100,25 @@ def test_the_trial_is_not_repeated_and_draws_no_random_number(monkeypatch: pytes
 def test_on_a_gpu_without_a_compiler_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kernel_choice, "compiler_error", lambda device, dtype: "Cannot find a working triton")
+    monkeypatch.setattr(kernel_choice, "compiler_error", lambda *_: "Cannot find a working triton")
     network = small_network("llama")
     with caplog.at_level(logging.WARNING):
         fused = attach_kernels(network, network, PackedForward(network), torch.device("cuda"), torch.bfloat16)
     assert fused is not None
     assert not fused.compiled
     assert "not compiled (torch cannot compile here: Cannot find a working triton)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "kind, norms, activations", [("llama", {False}, {"silu"}), ("gemma3_text", {True}, {"gelu_tanh"})]
+)
+def test_only_what_the_model_has_is_compiled_in_the_trial(
+    monkeypatch: pytest.MonkeyPatch, kind: str, norms: set[bool], activations: set[str]
+) -> None:
+    compiled = []
+    monkeypatch.setattr(kernel_choice, "compiler_error", lambda *arguments: compiled.append(arguments[2:]))
+    monkeypatch.setattr(kernel_choice, "COMPILED_ON_CPU", 0)
+    network = small_network(kind)
+    choice = choose_kernels(network, PackedForward(network), CPU, torch.float32, adapted=False)
+    assert choice.compiled
+    assert compiled == [(norms, activations)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from llmcls.model.late_compile import compiling_late
 from llmcls.recipe.schema import Recipe
 
 
@@ -30,7 +31,8 @@ def add_adapter(network: Any, new_modules: list[str], recipe: Recipe) -> Any:
         the rank of every layer.
     """
     # Importing peft imports bitsandbytes, which prints; so only where it is needed.
-    from peft import LoraConfig, TaskType, get_peft_model
+    with compiling_late():
+        from peft import LoraConfig, TaskType, get_peft_model
 
     spec = recipe.model
     targets: list[str] | str = spec.lora_target_modules

@@ -17,6 +17,7 @@ from llmcls.data.labels import LabelSpace
 from llmcls.model.adapter import add_adapter
 from llmcls.model.classifier import Classifier
 from llmcls.model.kernel_choice import attach_kernels
+from llmcls.model.late_compile import compiling_late
 from llmcls.model.packed_forward import PackedForward, PackingRequest, try_packing
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained
@@ -131,7 +132,8 @@ def load_trained_classifier(
             load_attention_query(network, model_folder)
         model: nn.Module = network
     else:
-        from peft import PeftModel
+        with compiling_late():
+            from peft import PeftModel
 
         network, _ = load_pretrained(spec, labels, device)
         packed = prepare_packing_and_pooling(network, recipe, request)

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig
 
 from llmcls.common.user_error import UserError
 from llmcls.model.formulas import TRITON
+from llmcls.model.late_compile import compiling_late
 
 # What the scales of a 4-bit model may take more on a GPU, as a share of its memory, so that they need not be unpacked.
 SCALES_SHARE = 0.02
@@ -48,9 +49,10 @@ def quantized_layers(model: nn.Module) -> int:
 
 def quantize_shapes(model: Any, head: list[str], settings: Any) -> None:
     """Replace the linear layers of a model on the meta device as loading in 4 bits does."""
-    from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    with compiling_late():
+        from bitsandbytes.functional import QuantState
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
+        from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     replace_with_bnb_linear(model, head, settings)
     model.is_loaded_in_4bit = True

@@ -11,6 +11,7 @@ from torch import nn
 
 from llmcls.model.fused_ops import compiler_error
 from llmcls.model.kernels import FusedKernels, fused_kinds
+from llmcls.model.late_compile import compiling_late
 from llmcls.model.packed_forward import PackedForward
 from llmcls.model.shrink import shrink
 from llmcls.model.stand_in import DeviceKind
@@ -160,7 +161,8 @@ def _try(kind: Any, config: Any, packed: PackedForward | None, attention: bool, 
 
 def _with_adapter(network: Any) -> Any:
     """A LoRA adapter on all linear layers, whose matrices B are not zero as they are in a new one."""
-    from peft import LoraConfig, TaskType, get_peft_model
+    with compiling_late():
+        from peft import LoraConfig, TaskType, get_peft_model
 
     model = get_peft_model(network, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules="all-linear"))
     for name, parameter in model.named_parameters():

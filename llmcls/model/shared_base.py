@@ -15,6 +15,7 @@ from torch import nn
 from llmcls.data.labels import LabelSpace
 from llmcls.model.build import attach_recipe_kernels, packing_request, prepare_packing_and_pooling
 from llmcls.model.classifier import Classifier
+from llmcls.model.late_compile import compiling_late
 from llmcls.model.pretrained import load_pretrained
 from llmcls.recipe.schema import Recipe
 
@@ -74,7 +75,8 @@ def load_sharing_classifiers(
     UserError
         If the pretrained model cannot be loaded or is incomplete.
     """
-    from peft import PeftModel
+    with compiling_late():
+        from peft import PeftModel
 
     first = adapters[0]
     longest = max(adapter.recipe.data.max_length for adapter in adapters)

@@ -19,6 +19,7 @@ from llmcls.common.files import read_json, replacing_folder, write_json, write_t
 from llmcls.common.user_error import UserError
 from llmcls.evaluation.calibration import load_calibration
 from llmcls.evaluation.thresholds import load_thresholds
+from llmcls.model.late_compile import compiling_late
 from llmcls.model.pooling import add_attention_query, load_attention_query
 from llmcls.model.pretrained import DTYPES, load_pretrained, load_tokenizer
 from llmcls.results.card_usage import Home
@@ -183,7 +184,8 @@ def merged_network(run: FinishedRun, options: ExportOptions) -> Any:
             add_attention_query(network)
             load_attention_query(network, run.folder.model)
         return network
-    from peft import PeftModel
+    with compiling_late():
+        from peft import PeftModel
 
     quantized = spec.use_4bit and not options.full_precision_base
     # The frozen weights as they were in training: read in its precision, then widened without loss.

@@ -87,7 +87,9 @@ class StepDisplay:
         if shown and console.is_terminal:
             self._terminal = sys.stderr
             self._live = Live(get_renderable=lambda: self, console=console, transient=True, refresh_per_second=4)
-            self._live.start()
+            # Drawn at once: a line that is printed while another thread draws the bar for the first time would be put
+            # behind the bar, because rich does not know yet that there is one.
+            self._live.start(refresh=True)
             # Now standard error is a stream that writes above the bar and not into it.
             _move_log(self._terminal, sys.stderr)
 

@@ -169,6 +169,19 @@ def test_a_terminal_without_unicode_gets_plain_characters() -> None:
     assert "-" * 34 in written(console)
 
 
+def test_the_bar_is_there_before_the_first_line_is_printed_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = terminal(60)
+    # The thread that draws it again never comes to it.
+    monkeypatch.setattr("rich.live._RefreshThread.run", lambda thread: None)
+    display = StepDisplay(course(), shown=True, console=console)
+    drawn = len(written(console))
+    assert lines_of(written(console))[0].startswith("step 0/1460 ")
+    console.print("a line")
+    # It goes to the start of the bar and removes it first.
+    assert written(console)[drawn:].startswith("\r\x1b[2K")
+    display.close()
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_training_at_this_width_shows_whole_lines(
     write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int

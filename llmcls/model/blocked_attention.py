@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmcls.data.batches import send
 from llmcls.model.fused_ops import softmax, softmax_backward
 from llmcls.model.packed_attention import Pack
 
@@ -104,9 +103,7 @@ def cut(pack: Pack, query_heads: int, key_heads: int, dtype: torch.dtype) -> lis
     lengths, blocks, start, first = pack.lengths, [], 0, 0
     bias: torch.Tensor | None
     while first < len(lengths):
-        end = first + 1
-        while end < len(lengths) and _fit(lengths[first : end + 1]):
-            end += 1
+        end = first + _alike(lengths, first)
         texts = lengths[first:end]
         stop = start + sum(texts)
         if len(texts) > 1:
@@ -123,10 +120,14 @@ def cut(pack: Pack, query_heads: int, key_heads: int, dtype: torch.dtype) -> lis
     return blocks
 
 
-def _fit(lengths: list[int]) -> bool:
-    """Whether texts can be one block."""
-    longest = max(lengths)
-    return longest <= BLOCK and len(lengths) * longest**2 <= SCORES and min(lengths) >= ALIKE * longest
+def _alike(lengths: list[int], first: int) -> int:
+    """How many texts from the first one on can be one block."""
+    longest = shortest = lengths[first]
+    for text in range(first, len(lengths)):
+        longest, shortest, count = max(longest, lengths[text]), min(shortest, lengths[text]), text - first
+        if longest > BLOCK or (count + 1) * longest**2 > SCORES or shortest < ALIKE * longest:
+            return max(1, count)
+    return len(lengths) - first
 
 
 def _padding(lengths: list[int], start: int, tokens: int, query_heads: int, key_heads: int) -> Padding:
@@ -144,7 +145,7 @@ def _padding(lengths: list[int], start: int, tokens: int, query_heads: int, key_
         place[f"{name} back"] = places.transpose(1, 0, 2)[:, inside]
     behind = np.flatnonzero(np.broadcast_to(~inside[:, None], place["queries"].shape))
     kinds = (place["queries"], place["keys"], place["queries back"], place["keys back"], behind)
-    return Padding(*(_sent(values.reshape(-1)) for values in kinds))
+    return Padding(*(torch.from_numpy(values.reshape(-1)) for values in kinds))
 
 
 def _future(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -154,12 +155,8 @@ def _future(size: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _behind(lengths: list[int], dtype: torch.dtype) -> torch.Tensor:
     """-inf for keys behind the text, [texts, 1, 1, keys]."""
-    behind = np.arange(max(lengths)) >= np.array(lengths)[:, None]
-    return _sent(np.where(behind, -np.inf, 0.0).astype(np.float32)).to(dtype)[:, None, None]
-
-
-def _sent(values: np.ndarray) -> torch.Tensor:
-    return send(torch.from_numpy(values), torch.device("cpu"))
+    behind = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+    return torch.zeros(behind.shape, dtype=dtype).masked_fill(behind, float("-inf"))[:, None, None]
 
 
 @dataclass(frozen=True)

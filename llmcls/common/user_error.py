@@ -22,7 +22,7 @@ class UserError(Exception):
 def one_sentence(message: str) -> str:
     """A message on one line, without characters that change a terminal, of at most `LONGEST` characters.
 
-    Long quoted values are shortened first, then long words, then the middle.
+    Long quoted values are shortened first, then paths, then long words, then the middle.
 
     Parameters
     ----------
@@ -45,8 +45,17 @@ def one_sentence(message: str) -> str:
     if len(text) > LONGEST:
         text = re.sub(rf"'([^']{{{_LONGEST_VALUE}}})[^']{{4,}}'", r"'\1...'", text)
     if len(text) > LONGEST:
+        # The end of a path tells more than its beginning, and than what a sentence has in its middle.
+        text = " ".join(map(_end_of_path, text.split(" ")))
+    if len(text) > LONGEST:
         text = re.sub(rf"(\S{{{2 * _LONGEST_VALUE}}})\S{{4,}}?([;:,.]?)(?=\s|$)", r"\1...\2", text)
     if len(text) > LONGEST:
         tail = LONGEST // 2 - 5
         text = f"{text[: LONGEST - tail - 5]} ... {text[-tail:]}"
     return text
+
+
+def _end_of_path(word: str) -> str:
+    """A word, or if it is a long path, its last three parts."""
+    parts = re.split(r"(?<=[/\\])", word)
+    return f"...{parts[-4][-1]}{''.join(parts[-3:])}" if len(parts) > 4 and "://" not in word else word

@@ -128,7 +128,9 @@ def _what_helps(setup: TrainingSetup, batch: Batch, accumulates: bool, number: i
     offers = []
     for key, changed, cut in changes:
         found = _gib(setup, changed, cut, accumulates or key.startswith("train.micro"))
-        offers.append(key if found is None else f"{key} ({found:.1f})")
+        # Weights of 4 bits are unpacked to compute with them, which a small model has to pay for.
+        if found is None or needed is None or round(found, 1) <= round(needed, 1):
+            offers.append(key if found is None else f"{key} ({found:.1f})")
     estimate = "" if needed is None else f", which needs about {needed:.1f} GiB"
     return (
         f"{recipe.source}: no memory for {batch.input_ids.numel()} tokens at once in step {number + 1}{estimate}; "

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmcls.common.user_error import UserError
+from llmcls.common.user_error import UserError, one_sentence
 
 
 def test_it_is_no_error_that_code_around_a_library_call_would_catch() -> None:
@@ -22,6 +22,16 @@ def test_a_message_that_quotes_something_long_keeps_its_beginning_and_its_advice
     assert word.startswith("train.####")
     assert word.endswith("... is not a key; did you mean loss?")
     assert max(map(len, (found, listed, word))) < 293
+
+
+def test_of_a_long_path_the_end_is_kept_and_all_else_that_a_message_says() -> None:
+    more = "set one key or another, " * 7
+    words = f"no memory, which needs about 3.0 GiB; see https://example.org/a/b/c/d; {more}please"
+    assert one_sentence(f"{'/some/folder' * 7}/data/recipe.yaml: {words}") == f".../folder/data/recipe.yaml: {words}"
+    windows = "\\".join(["C:", *["folder"] * 12, "data", "recipe.yaml"])
+    assert one_sentence(f"{windows}: {words}") == f"...\\folder\\data\\recipe.yaml: {words}"
+    short = f"/data/recipe.yaml: {words}"
+    assert one_sentence(short) == short
 
 
 def test_a_message_that_fits_is_not_changed() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmcls.common.user_error import UserError
-from llmcls.training import loop, token_budget
+from llmcls.training import loop, out_of_memory, token_budget
 from llmcls.training.out_of_memory import out_of_memory_elsewhere
 from tests.helpers import read_json, train
 
@@ -90,15 +90,22 @@ def test_later_steps_and_those_before_are_the_same_to_rounding(recipe: Path, no_
 
 def test_a_fixed_budget_ends_with_what_helps_and_how_much(recipe: Path, no_memory, monkeypatch) -> None:
     no_memory(2)
-    # A long path of the recipe would take the place of words.
-    monkeypatch.chdir(recipe.parent)
     with pytest.raises(UserError) as stop:
-        train(Path(recipe.name), f"micro_batch_tokens={BUDGET}")
+        train(recipe, f"micro_batch_tokens={BUDGET}")
     sentence = str(stop.value)
     assert re.search(r"no memory for \d+ tokens at once in step 3, which needs about \d+\.\d GiB; set ", sentence)
     for key in (r"micro_batch_tokens=\d+", "gradient_checkpointing=true", r"max_length=\d+", "use_4bit=true"):
         assert re.search(rf"\.{key} \(\d+\.\d\)", sentence), sentence
     assert len(sentence) < 300
+
+
+def test_what_would_need_more_is_not_offered(recipe: Path, no_memory, monkeypatch) -> None:
+    no_memory(2)
+    monkeypatch.setattr(out_of_memory, "_gib", lambda _, changed, *__: 2.5 if changed.model.use_4bit else 2.0)
+    with pytest.raises(UserError, match=r"which needs about 2\.0 GiB; set train\.micro_batch_tokens=") as stop:
+        train(recipe, f"micro_batch_tokens={BUDGET}")
+    assert "gradient_checkpointing=true (2.0)" in str(stop.value)
+    assert "use_4bit" not in str(stop.value)
 
 
 def test_among_several_ranks_the_lower_budget_is_stored_for_the_resume(recipe: Path, no_memory, monkeypatch) -> None:

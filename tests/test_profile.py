@@ -48,10 +48,10 @@ def test_the_profile_follows_from_hardware_and_size(write_recipe, hardware, caps
     [
         ([], 1, "1B", [], "cpu", 1),
         ([8], 1, "1B", ["model.use_4bit=true"], "laptop_4bit", 1),
-        ([80], 1, "8B", [], "laptop_4bit", 1),
+        pytest.param([80], 1, "8B", [], "laptop_4bit", 1, marks=pytest.mark.long),
         ([24, 24, 24, 24], 1, "1B", [], "ddp", 4),
         pytest.param([24, 24, 24, 24], 1, "70B", ["model.use_4bit=true"], "fsdp_qlora", 4, marks=pytest.mark.long),
-        ([24, 24, 24, 24], 1, "13B", [], "fsdp", 4),
+        pytest.param([24, 24, 24, 24], 1, "13B", [], "fsdp", 4, marks=pytest.mark.long),
         pytest.param([80, 80], 2, "8B", [], "ddp", 4, marks=pytest.mark.long),
         pytest.param([80], 2, "8B", [], "ddp", 2, marks=pytest.mark.long),
         ([80, 80], 2, "8B", ["model.lora_r=0"], "fsdp", 4),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ ENGINES = {
     "ddp": ("ddp", [], []),
     "fsdp": ("fsdp", [], ["weights", "optimizer_state"]),
     "fsdp-4bit": ("fsdp_qlora", FOUR_BIT, ["weights", "optimizer_state"]),
+    "fsdp-4bit-more": ("fsdp_qlora", FOUR_BIT, ["weights", "optimizer_state"]),
     "zero2": ("zero2", [], ["optimizer_state"]),
     "zero2-4bit": ("zero2", FOUR_BIT, ["optimizer_state"]),
     "zero2-more": ("zero2", [], ["optimizer_state"]),
@@ -57,18 +59,22 @@ SOFT = [
 MORE_RUNS = {
     "ddp": {"soft": SOFT},
     "fsdp": {"skewed": SKEWED, "full": FULL, "bf16": BF16, "soft": SOFT},
-    "zero2": {"variants": VARIANTS, "bf16": BF16},
-    "zero2-more": {"soft": SOFT},
-    "zero3": {"full": FULL},
-    "zero3-more": {"skewed": SKEWED, "soft": SOFT},
+    "zero2": {"variants": VARIANTS},
+    "zero2-more": {"bf16": BF16, "soft": SOFT},
+    "zero3-more": {"full": FULL, "skewed": SKEWED, "soft": SOFT},
 }
+# With 4-bit weights, FSDP resumes as without them.
+WHOLE_ONLY = {"fsdp-4bit"}
 # A step in which the last rank has no loss, and a death between two evaluations.
 TROUBLED = ["max_steps=8", "save_minutes=1e-6"]
 
 
 @dataclass
 class Trained:
-    """Folders of what one engine trained on two processes: see the plan in `on_engine`, and `MORE_RUNS`."""
+    """Folders of what one engine trained on two processes: see the plan in `on_engine`, and `MORE_RUNS`.
+
+    An engine of `WHOLE_ONLY` has the first of them alone.
+    """
 
     whole: Path
     half: Path
@@ -174,17 +180,16 @@ def on_engine(recipe: Path, alone, skewed: list[str], soft: list[str], tmp_path_
         if name not in made:
             profile, overrides, _ = ENGINES[name]
             from_one = run_folder(recipe, f"{name}-from-one")
-            shutil.copytree(alone(overrides, cut=True).parent, from_one.parent)
             more = MORE_RUNS.get(name, {})
             more = {kind: {"skewed": skewed, "soft": soft}.get(kind, changed) for kind, changed in more.items()}
-            plan = [
-                {"overrides": [f"exp.run_name={name}-whole"], "stop_after": None},
-                {"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT},
-                {"overrides": [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"], "stop_after": None},
-            ]
-            for dies in (5, None):
-                trouble_in = {"overrides": [f"exp.run_name={name}-troubled", *TROUBLED], "broken": 2, "dies": dies}
-                plan.append(trouble_in | {"stop_after": None})
+            plan = [{"overrides": [f"exp.run_name={name}-whole"], "stop_after": None}]
+            if name not in WHOLE_ONLY:
+                shutil.copytree(alone(overrides, cut=True).parent, from_one.parent)
+                plan.append({"overrides": [f"exp.run_name={name}-half"], "stop_after": CUT})
+                resumed = [f"exp.run_name={name}-from-one", "gradient_accumulation_steps=4"]
+                plan.append({"overrides": resumed, "stop_after": None})
+                troubled = [f"exp.run_name={name}-troubled", *TROUBLED]
+                plan += [{"overrides": troubled, "broken": 2, "dies": dies, "stop_after": None} for dies in (5, None)]
             for kind, changed in more.items():
                 # The run of variants is also cut short and resumed.
                 for stop_after in (CUT, None) if kind == "variants" else (None,):
@@ -204,13 +209,24 @@ def on_engine(recipe: Path, alone, skewed: list[str], soft: list[str], tmp_path_
     return get
 
 
-# ZeRO-2 and 4-bit weights are each tested with another partner, and DDP by tests/distributed/test_cpu_processes.py.
-LONG = {"ddp", "zero2-4bit", "zero2-more", "zero3-more"}
+# Others cover these in part: ZeRO-2 and 4-bit weights are each tested with another partner, and DDP by
+# tests/distributed/test_cpu_processes.py.
+LONG = {"ddp", "fsdp-4bit-more", "zero2-4bit", "zero2-more", "zero3-more"}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES])
+def engines(*without: str) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in ENGINES if n not in without]
+
+
+@pytest.fixture(scope="module", params=engines())
 def trained(request, on_engine) -> tuple[str, Trained]:
     """An engine's name and its runs."""
+    return request.param, on_engine(request.param)
+
+
+@pytest.fixture(scope="module", params=engines(*WHOLE_ONLY))
+def trained_twice(request, on_engine) -> tuple[str, Trained]:
+    """The same for engines that also resumed runs."""
     return request.param, on_engine(request.param)
 
 
@@ -266,9 +282,9 @@ def test_the_loss_curve_is_that_of_one_process(trained, alone) -> None:
     assert max(losses(one)) > 1.2 * min(losses(one)), "equal curves say something only if they move"
 
 
-def test_it_is_that_of_texts_taken_one_by_one(trained, alone) -> None:
+def test_it_is_that_of_texts_taken_one_by_one(trained_twice, alone) -> None:
     # The engines run packed; a budget of one token leaves every text alone, and padding has nothing to pad.
-    name, runs = trained
+    name, runs = trained_twice
     one_by_one = alone([*ENGINES[name][1], "packing=false", "micro_batch_tokens=1"])
     # The probe that the head starts from is fitted up to a tolerance, from states that are rounded in another order.
     assert losses(runs.whole) == pytest.approx(losses(one_by_one), rel=1e-3)
@@ -310,22 +326,22 @@ def test_the_checkpoint_of_an_evaluation_is_that_of_one_process(trained, alone) 
         torch.testing.assert_close(found[parameter]["exp_avg"], state["exp_avg"], rtol=1e-2, atol=1e-2 * scale)
 
 
-def test_a_checkpoint_of_two_processes_resumes_with_one(trained, recipe: Path) -> None:
-    name, runs = trained
+def test_a_checkpoint_of_two_processes_resumes_with_one(trained_twice, recipe: Path) -> None:
+    name, runs = trained_twice
     assert not (runs.half / "metrics.json").exists()
     train_here(recipe, f"exp.run_name={name}-half", *ENGINES[name][1])
     assert losses(runs.half) == pytest.approx(losses(runs.whole), rel=1e-4)
     assert json.loads((runs.half / "environment.json").read_text())["processes"] == 1
 
 
-def test_a_checkpoint_of_one_process_resumes_with_two(trained, alone) -> None:
-    name, runs = trained
+def test_a_checkpoint_of_one_process_resumes_with_two(trained_twice, alone) -> None:
+    name, runs = trained_twice
     assert losses(runs.from_one) == pytest.approx(losses(alone(ENGINES[name][1])), rel=1e-4)
     assert json.loads((runs.from_one / "environment.json").read_text())["processes"] == 2
 
 
-def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(trained, recipe: Path) -> None:
-    name, runs = trained
+def test_a_broken_step_is_left_out_and_a_death_between_evaluations_loses_little(trained_twice, recipe: Path) -> None:
+    name, runs = trained_twice
     overrides = ENGINES[name][1]
     alone = f"alone-troubled{'-4bit' if overrides else ''}"
     with trouble(2, None):
@@ -371,13 +387,13 @@ def test_variants_with_several_learning_rates_and_pooling_of_their_own_run_shard
         assert plain[row] == pytest.approx(engine[row], abs=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "zero2"])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero2-more", marks=pytest.mark.long)])
 def test_bfloat16_stays_within_two_percent_of_one_process(engine: str, on_engine, alone) -> None:
     # bf16 keeps eight bits, and each engine rounds at other places: sums over ranks, norms, the head.
     assert losses(on_engine(engine).more["bf16"]) == pytest.approx(losses(alone(BF16)), rel=2e-2)
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3-more", marks=pytest.mark.long)])
 def test_full_fine_tuning_is_sharded_too(engine: str, on_engine, alone) -> None:
     runs = on_engine(engine)
     assert losses(runs.more["full"]) == pytest.approx(losses(alone(FULL)), rel=1e-4)

@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
-from llmcls.model.build import build_classifier
+from llmcls.model.build import build_classifier, load_trained_classifier
 from llmcls.model.four_bit import quantized_layers
+from llmcls.model.lora_products import base_weight
 from llmcls.recipe.load import load_recipe
+from llmcls.results.finished_runs import open_run
+from llmcls.results.run_folder import RunFolder
 from llmcls.training import token_budget
 from llmcls.training.optimizer import _why_no_8bit
 from tests.conftest import WriteRecipe, small_recipe
 from tests.cuda import DEVICE, NEEDS_GPU
+from tests.cuda.helpers import off
 from tests.helpers import (
     TOPICS,
     assert_same_metrics,
@@ -97,6 +102,33 @@ def test_a_training_learns_and_its_predictions_are_the_same_again_and_nearly_so_
     assert float((found - expected).abs().max()) < (1e-4 if wide else 4e-2)
     other = sum(len({*a["labels"]} ^ {*b["labels"]}) for a, b in zip(here, there, strict=True))
     assert other <= 0.01 * len(here) * len(TOPICS)
+
+
+def test_a_4_bit_run_has_the_same_weights_and_nearly_the_same_logits_on_the_cpu(
+    write_recipe: WriteRecipe, learned: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    changes = BUDGET | {"model__model_name": str(learned / "model"), "train__learning_rate": 1e-3} | FOUR_BIT
+    run = open_run(RunFolder(train(write_recipe(**changes)) / "run_0"))
+    here, there = (
+        load_trained_classifier(run.recipe, run.labels, run.folder.model, torch.device(kind)).to(kind).eval()
+        for kind in ("cuda", "cpu")
+    )
+    layers, others = dict(here.named_modules()), dict(there.named_modules())
+    assert quantized_layers(here) == quantized_layers(there) > 0
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Linear):
+            found, expected = (base_weight(m, torch.bfloat16).cpu() for m in (layer, others[name]))
+            # Scales are rounded to 8 bits, and now and then to another neighbour.
+            assert off(found, expected) < 1e-2, name
+            assert float((found != expected).float().mean()) < 1e-2, name
+    lengths = [40, 17, 64, 3]
+    tokens = torch.arange(sum(lengths)) % 290 + 5
+    logits = []
+    for model, kind in ((here, "cuda"), (there, "cpu")):
+        with torch.no_grad(), torch.autocast(kind, dtype=torch.bfloat16):
+            logits.append(model(tokens.to(kind), lengths))
+    assert off(*logits) < 4e-2, logits
 
 
 def test_the_token_budget_is_measured_once_and_stored(

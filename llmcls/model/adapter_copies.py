@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from llmcls.model.fused_lora import LoraLinear, lora_linear, rounded
+from llmcls.model.fused_lora import lora_linear
+from llmcls.model.lora_products import LoraLinear, rounded
 from llmcls.model.stand_in import device_kind
 
 

@@ -8,8 +8,7 @@ input several times for the backward pass, adds the two terms in a tensor of its
 - the matrices A of all layers are one matrix product;
 - a 4-bit weight is dequantized again in the backward pass instead of being kept.
 
-On GPUs in 16 bits, the steps of the adapters are the kernels of `llmcls.model.lora_kernels`, and only the products with
-the weights of the model are left to torch. Elsewhere, everything is a few matrix products.
+On GPUs in 16 bits, this is `llmcls.model.lora_products`. Elsewhere, everything is a few matrix products.
 
 Parameters, their names and the files they are saved in stay those of peft.
 """
@@ -17,47 +16,29 @@ Parameters, their names and the files they are saved in stay those of peft.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from llmcls.model.formulas import compute
-from llmcls.model.four_bit import dequantized
 from llmcls.model.fused_ops import dropout, dropout_backward
-from llmcls.model.lora_formulas import draw_seed
+from llmcls.model.lora_products import (
+    LoraLinear,
+    Product,
+    adapted_product,
+    adapted_product_backward,
+    base_weight,
+    rounded,
+    seeds_for,
+    suit_kernels,
+)
 from llmcls.model.stand_in import device_kind
 
 # What a layer consists of, found once as long as its adapter stays as it is: the host has little time for each layer.
 _parts: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
-# What the kernels of the adapters take: layers that read the same input, and the sum of their ranks.
-MOST_LAYERS, MOST_RANKS = 3, 128
 # From layers to their matrices A and B in a dtype, see `rounded`.
-MatricesOf = Callable[[Sequence["LoraLinear"], torch.dtype], tuple[torch.Tensor, list[torch.Tensor]]]
-
-
-@dataclass(frozen=True)
-class LoraLinear:
-    """A linear layer with a plain LoRA adapter.
-
-    Attributes
-    ----------
-    base : nn.Module
-        The frozen layer, possibly in 4 bits.
-    a, b : torch.Tensor
-        float [rank, inputs] and [outputs, rank].
-    scaling : float
-    dropout : float
-        Probability; 0 in evaluation.
-    """
-
-    base: Any
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float
-    dropout: float
+MatricesOf = Callable[[Sequence[LoraLinear], torch.dtype], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 def lora_linear(module: Any) -> LoraLinear | None:
@@ -139,38 +120,14 @@ def project_layers(
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     matrices = [layer.a for layer in layers] + [layer.b for layer in layers]
-    if compiled and dtype != torch.float32 and device_kind(x) == "cuda" and _suit_kernels(layers):
+    if compiled and dtype != torch.float32 and device_kind(x) == "cuda" and suit_kernels(layers):
         copies = (matrices_of or rounded)(layers, dtype)
         return list(_LoraKernels.apply(x, layers, dtype, copies, *matrices))  # type: ignore[no-untyped-call]
     return list(_LoraProducts.apply(x, layers, dtype, *matrices))  # type: ignore[no-untyped-call]
 
 
-def _suit_kernels(layers: list[LoraLinear]) -> bool:
-    """Whether the kernels take these layers: few of them, with one rank and one factor."""
-    rank, scaling = layers[0].a.shape[0], layers[0].scaling
-    alike = all(layer.a.shape[0] == rank and layer.scaling == scaling for layer in layers[1:])
-    return alike and len(layers) <= MOST_LAYERS and rank * len(layers) <= MOST_RANKS
-
-
-def rounded(layers: Sequence[LoraLinear], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The matrices A of layers below each other, and their matrices B.
-
-    Parameters
-    ----------
-    layers : sequence of LoraLinear
-        Of one input and one rank.
-    dtype : torch.dtype
-
-    Returns
-    -------
-    float [layers x rank, inputs] and a list of float [outputs, rank], contiguous, in this dtype
-    """
-    a = layers[0].a if len(layers) == 1 else torch.cat([layer.a for layer in layers])
-    return a.detach().to(dtype).contiguous(), [layer.b.detach().to(dtype).contiguous() for layer in layers]
-
-
 class _LoraKernels(torch.autograd.Function):
-    """The formulas of `llmcls.model.lora_formulas`, each as one kernel, and the products with the frozen weights."""
+    """`adapted_product` of one input."""
 
     @staticmethod
     def forward(
@@ -181,46 +138,28 @@ class _LoraKernels(torch.autograd.Function):
         copies: tuple[torch.Tensor, list[torch.Tensor]],
         *_: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        rate, (a, b) = layers[0].dropout, copies
-        rows, seed, factor = _rows(x, dtype), draw_seed(x) if rate else 0, layers[0].scaling / (1 - rate)
-        low = compute("lora_down", rows, a, factor, rate, seed, compiled=True)
-        outputs = []
-        # The small product only writes the output. The large one adds to it while it computes.
-        for layer, out in zip(layers, compute("lora_up", low, b, compiled=True), strict=True):
-            out.addmm_(rows, base_weight(layer.base, dtype, compiled=True).t())
-            if layer.base.bias is not None:
-                out += layer.base.bias.to(dtype)
-            outputs.append(out.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(rows, low, a, *b)
-        ctx.layers, ctx.factor, ctx.rate, ctx.seed, ctx.dtype = layers, factor, rate, seed, dtype
+        (seed,) = seeds_for([layers], x)
+        outputs, product = adapted_product(_rows(x, dtype), layers, copies, seed)
+        ctx.save_for_backward(product.rows, product.low, product.a, *product.b)
+        ctx.layers, ctx.seed, ctx.dtype = layers, seed, dtype
         ctx.of_input = x.shape, x.dtype
-        return tuple(outputs)
+        return tuple([out.view(*x.shape[:-1], -1) for out in outputs])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *d_outputs: torch.Tensor) -> Any:
         rows, low, a, *b = ctx.saved_tensors
-        d_outs, d_x = [_rows(d, ctx.dtype) for d in d_outputs], None
-        d_low = compute("lora_down_gradient", d_outs, b, ctx.factor, compiled=True)
-        d_a, *d_b = compute("lora_matrix_gradients", d_outs, low, rows, d_low, ctx.rate, ctx.seed, compiled=True)
-        if ctx.needs_input_grad[0]:
-            d_x = compute("lora_input_gradient", d_low, a, ctx.rate, ctx.seed, compiled=True)
-            d_x = _with_base_gradients(ctx, d_x, d_outs, compiled=True)
-        return d_x, None, None, None, *d_a.chunk(len(b)), *d_b
+        product = Product(rows, low, a, b, ctx.layers, ctx.seed)
+        d_outs = [_rows(d, ctx.dtype) for d in d_outputs]
+        d_x, gradients = adapted_product_backward(product, d_outs, ctx.needs_input_grad[0])
+        shape, dtype = ctx.of_input
+        return None if d_x is None else d_x.view(shape).to(dtype), None, None, None, *gradients
 
 
 def _rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float [..., width] to [rows, width], of this dtype."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.dtype == dtype else rows.to(dtype)
-
-
-def _with_base_gradients(ctx: Any, d_x: torch.Tensor, d_outs: list[torch.Tensor], compiled: bool) -> torch.Tensor:
-    """Add the gradients through the base layers to that of the rows, which then gets the shape of the input."""
-    for d, layer in zip(d_outs, ctx.layers, strict=True):
-        d_x.addmm_(d, base_weight(layer.base, ctx.dtype, compiled))
-    shape, dtype = ctx.of_input
-    return d_x.view(shape) if d_x.dtype == dtype else d_x.view(shape).to(dtype)
 
 
 class _LoraProducts(torch.autograd.Function):
@@ -270,7 +209,10 @@ class _LoraProducts(torch.autograd.Function):
             d_x = None
             if ctx.needs_input_grad[0]:
                 d_x = d_low @ a if mask is None else dropout_backward(d_low @ a, mask, ctx.rate)
-                d_x = _with_base_gradients(ctx, d_x, rows, compiled=False)
+                for d, layer in zip(rows, ctx.layers, strict=True):
+                    d_x.addmm_(d, base_weight(layer.base, ctx.dtype))
+                shape, dtype = ctx.of_input
+                d_x = d_x.view(shape).to(dtype)
         return d_x, None, None, *d_a, *d_b
 
 
@@ -288,14 +230,3 @@ def _float32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if device_kind(left) == "cuda" and left.dtype != torch.float32 and torch.version.hip is None:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
-
-
-def base_weight(layer: Any, dtype: torch.dtype, compiled: bool = False) -> torch.Tensor:
-    """The weight of a frozen linear layer, float [outputs, inputs]; see `llmcls.model.four_bit.dequantized`."""
-    weight: torch.Tensor = layer.weight
-    if type(layer) is not nn.Linear:
-        # Under FSDP the gathered weight is a new tensor, without the state that the module still has.
-        state = getattr(weight, "quant_state", None) or getattr(layer, "quant_state", None)
-        if state is not None:
-            return dequantized(weight, state, dtype, compiled)
-    return weight if weight.dtype == dtype else weight.to(dtype)

@@ -26,6 +26,7 @@ from torch import nn
 from llmcls.model import packed_attention
 from llmcls.model.adapter_copies import AdapterCopies
 from llmcls.model.blocked_attention import blocked_attention
+from llmcls.model.fused_layer import LayerKind, whole_layer
 from llmcls.model.fused_lora import lora_linear, plain_layers, project, project_layers
 from llmcls.model.fused_ops import ACTIVATIONS, add_rms_norm, gated_activation, rms_norm, rotary
 from llmcls.model.packed_attention import Pack
@@ -84,10 +85,21 @@ class FusedKernels:
         if (activation := _mlp_kind(module)) is not None:
             return partial(_mlp_layer, module, activation, self.compiled, self.copies)
         if (unit_offsets := _layer_kind(module)) is not None:
-            return partial(_decoder_layer, module, unit_offsets, self.compiled)
+            whole = self._whole_kind(module, unit_offsets)
+            return partial(_decoder_layer, module, unit_offsets, self.compiled, whole, self.copies)
         if self.packed and _is_attention(module):
             return partial(_attention_layer, module, rotary_of(module, self.compiled), self.compiled, self.copies)
         return None
+
+    def _whole_kind(self, layer: Any, unit_offsets: tuple[bool, bool]) -> LayerKind | None:
+        """What `whole_layer` needs to know of a layer with these norms, or None if it does not apply."""
+        block, activation = layer.self_attn, _mlp_kind(layer.mlp)
+        if not (self.packed and self.compiled and activation is not None and _is_attention(block)):
+            return None
+        eps = tuple(_eps(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+        # The architecture's own rotary embedding is left to its modules.
+        rotates = isinstance(rotary_of(block, self.compiled), partial)
+        return LayerKind(eps, unit_offsets, activation) if rotates else None  # type: ignore[arg-type]
 
 
 def fused_kinds(network: nn.Module) -> tuple[set[bool], set[str]]:
@@ -250,12 +262,24 @@ def _norm_layer(module: Any, unit_offset: bool, compiled: bool, x: torch.Tensor)
 
 
 def _decoder_layer(
-    layer: Any, unit_offsets: tuple[bool, bool], compiled: bool, hidden_states: torch.Tensor, *more: Any, **options: Any
+    layer: Any,
+    unit_offsets: tuple[bool, bool],
+    compiled: bool,
+    whole: LayerKind | None,
+    copies: AdapterCopies,
+    hidden_states: torch.Tensor,
+    *more: Any,
+    **options: Any,
 ) -> Any:
-    """A decoder layer whose residual connections are added together with the norms that follow them."""
+    """A decoder layer at once, or its modules, with residual connections added together with the norms after them."""
     if more or (layer.training and getattr(layer, "gradient_checkpointing", False)):
         # The class decides what is recomputed.
         return type(layer).forward(layer, hidden_states, *more, **options)
+    if whole is not None:
+        position, pack = options.get("position_embeddings"), options.get("pack")
+        states = whole_layer(layer, whole, hidden_states, position, pack, copies.of)
+        if states is not None:
+            return states
     first, second = layer.input_layernorm, layer.post_attention_layernorm
     residual, normed = add_rms_norm(hidden_states, None, first.weight, _eps(first), unit_offsets[0], compiled)  # type: ignore[arg-type]
     mixed, _ = layer.self_attn(hidden_states=normed, **options)

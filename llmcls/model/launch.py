@@ -32,7 +32,7 @@ def start(
     Parameters
     ----------
     kernel : triton.JITFunction
-        Its arguments are, in this order, those that follow.
+        Lives as long as the process. Its arguments are, in this order, those that follow.
     grid : (int, int, int)
         Programs in each dimension.
     tensors : sequence of torch.Tensor
@@ -46,12 +46,16 @@ def start(
     warps, stages : int
         How the compiler parallelizes.
     """
-    facts = [tensor.dtype if tensor.data_ptr() % 16 == 0 else (tensor.dtype,) for tensor in tensors]
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    aligned = [pointer % 16 == 0 for pointer in pointers]
     kinds = [1 if size == 1 else 16 if size % 16 == 0 else 0 for size in sizes]
-    key = (kernel, tensors[0].device, *facts, *kinds, constants, warps, stages)
+    # Not the kernel itself, whose hash is computed in Python, from its source.
+    dtypes = [tensor.dtype for tensor in tensors]
+    key = (id(kernel), tensors[0].device, *dtypes, *aligned, *kinds, constants, warps, stages)
     variant = _variants.get(key)
     if variant is not None:
-        variant[grid](*tensors, *varying, *floats, *sizes, *constants)
+        # Of a tensor, the launcher would ask for its address again, and the driver where that is.
+        variant[grid](*pointers, *varying, *floats, *sizes, *constants)
         return
     variant = kernel[grid](*tensors, *varying, *floats, *sizes, *constants, num_warps=warps, num_stages=stages)
     # Triton's interpreter has no variants.

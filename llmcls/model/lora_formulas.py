@@ -26,11 +26,11 @@ MIX = (0x7FEB352D, 0x846CA68B, 0x9E3779B1)
 WORD, HALF_SEED = 2**32 - 1, 2**31
 
 
-def draw_seed(like: torch.Tensor) -> int:
-    """A seed for `kept` from torch's generator on the CPU, for which no device waits; 0 if ``like`` has no values."""
+def draw_seeds(like: torch.Tensor, count: int) -> list[int]:
+    """Seeds for `kept` from torch's generator on the CPU, for which no device waits; 0 if ``like`` has no values."""
     if isinstance(like, FakeTensor):
-        return 0
-    return int(torch.empty((), dtype=torch.int64).random_(HALF_SEED**2))
+        return [0] * count
+    return torch.empty(count, dtype=torch.int64).random_(HALF_SEED**2).tolist()
 
 
 def halves_of(seed: int) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def lora_down(x: torch.Tensor, a: torch.Tensor, factor: float, rate: float, seed
     rate : float
         Probability of dropping a value.
     seed : int
-        From `draw_seed`.
+        From `draw_seeds`.
 
     Returns
     -------

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from llmcls.model.four_bit import unpack_scales
-from llmcls.model.fused_lora import base_weight, lora_linear, project
+from llmcls.model.fused_lora import lora_linear, project
+from llmcls.model.lora_products import base_weight
 from tests.cuda import DEVICE, NEEDS_GPU
 from tests.cuda.helpers import off, random
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from llmcls.model import adapter_copies
 from llmcls.model.adapter_copies import AdapterCopies
-from llmcls.model.fused_lora import lora_linear, rounded
+from llmcls.model.fused_lora import lora_linear
+from llmcls.model.lora_products import rounded
 
 WIDTH, BF16 = 16, torch.bfloat16
 

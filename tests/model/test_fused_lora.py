@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from llmcls.model import fused_lora
+from llmcls.model import fused_lora, lora_products
 from llmcls.model.fused_lora import lora_linear, project
 from llmcls.model.lora_formulas import LORA_FORMULAS
 
@@ -153,7 +153,7 @@ def kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return LORA_FORMULAS[name][0](*arguments)
 
     monkeypatch.setattr(fused_lora, "device_kind", lambda _: "cuda")
-    monkeypatch.setattr(fused_lora, "compute", formula)
+    monkeypatch.setattr(lora_products, "compute", formula)
     return called
 
 

@@ -38,14 +38,14 @@ def _no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_variants", {})
 
 
-def test_a_variant_is_looked_for_once_and_then_started_with_all_arguments() -> None:
+def test_a_variant_is_looked_for_once_and_then_started_with_addresses_and_all_arguments() -> None:
     kernel, x = Kernel(), torch.empty(32)
     start(kernel, (1, 2, 3), (x,), (100,), (0.5,), (64,), (True, 8), 8, 2)
     assert kernel.found == [((1, 2, 3), (x, 100, 0.5, 64, True, 8), 8, 2)]
     other = torch.empty(16)
     start(kernel, (4, 5, 6), (other,), (101,), (0.75,), (32,), (True, 8), 8, 2)
     assert len(kernel.found) == 1
-    assert kernel.started == [((4, 5, 6), (other, 101, 0.75, 32, True, 8))]
+    assert kernel.started == [((4, 5, 6), (other.data_ptr(), 101, 0.75, 32, True, 8))]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmcls.model.lora_formulas import (
-    draw_seed,
+    draw_seeds,
     kept,
     lora_down,
     lora_down_gradient,
@@ -72,13 +72,13 @@ def test_a_rate_of_one_keeps_almost_nothing() -> None:
 def test_seeds_come_from_the_generator_of_torch_and_a_trace_draws_none() -> None:
     x = torch.empty(2, 2)
     torch.manual_seed(3)
-    first, second = draw_seed(x), draw_seed(x)
+    seeds = [*draw_seeds(x, 1), *draw_seeds(x, 3)]
     torch.manual_seed(3)
-    assert (draw_seed(x), draw_seed(x)) == (first, second)
-    assert first != second
-    assert min(first, second) >= 0
-    assert max(first, second) < 2**62
+    # However many are drawn at once.
+    assert draw_seeds(x, 4) == seeds
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 2**62 for seed in seeds)
     before = torch.get_rng_state()
     with FakeTensorMode():
-        assert draw_seed(torch.empty(2, 2)) == 0
+        assert draw_seeds(torch.empty(2, 2), 2) == [0, 0]
     assert torch.equal(torch.get_rng_state(), before)

@@ -199,7 +199,7 @@ def speed_lines(results: dict[str, list[dict[str, float]]], rows: int) -> list[s
     lines += ["", "| prediction | texts/s | speed of llmcls |", "|---|---|---|"]
     times = {
         "llmcls": [r["predicting"] for r in ours],
-        "Trainer, batch 16": [r["predicting"] for r in trainer],
+        **{f"Trainer, batch {rows}": [r[f"predicting {rows}"] for r in trainer] for rows in (8, 16)},
         "plain loop, batch 4": [r["plain loop 4"] for r in ours],
         "plain loop, batch 32": [r["plain loop 32"] for r in ours],
     }

@@ -31,7 +31,7 @@ from tests.helpers import (
     run_module,
     train,
 )
-from tests.model.helpers import LABELS
+from tests.model.helpers import LABELS, json_lines_of
 
 pytestmark = NEEDS_GPU
 
@@ -104,6 +104,26 @@ def test_a_training_learns_and_its_predictions_are_the_same_again_and_nearly_so_
     assert other <= 0.01 * len(here) * len(TOPICS)
 
 
+def sums_of_weights(classifier: nn.Module) -> dict[str, float]:
+    """The sum of the absolute frozen weights of each linear layer."""
+    layers = [(name, module) for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    return {name: float(base_weight(layer, torch.bfloat16).double().abs().sum()) for name, layer in layers}
+
+
+SUMS_OF_WEIGHTS = """
+import json
+from pathlib import Path
+import torch
+from llmcls.model.build import load_trained_classifier
+from llmcls.results.finished_runs import open_run
+from llmcls.results.run_folder import RunFolder
+from tests.cuda.test_training import sums_of_weights
+run = open_run(RunFolder(Path("{folder}")))
+classifier = load_trained_classifier(run.recipe, run.labels, run.folder.model, torch.device("cpu"))
+print(json.dumps(sums_of_weights(classifier)))
+"""
+
+
 def test_a_4_bit_run_has_the_same_weights_and_nearly_the_same_logits_on_the_cpu(
     write_recipe: WriteRecipe, learned: Path
 ) -> None:
@@ -122,6 +142,9 @@ def test_a_4_bit_run_has_the_same_weights_and_nearly_the_same_logits_on_the_cpu(
             # Scales are rounded to 8 bits, and now and then to another neighbour.
             assert off(found, expected) < 1e-2, name
             assert float((found != expected).float().mean()) < 1e-2, name
+    # The same in a process that sees no GPU.
+    (alone,) = json_lines_of(SUMS_OF_WEIGHTS.format(folder=str(run.folder.path)), CUDA_VISIBLE_DEVICES="")
+    assert alone == sums_of_weights(there)
     lengths = [40, 17, 64, 3]
     tokens = torch.arange(sum(lengths)) % 290 + 5
     logits = []

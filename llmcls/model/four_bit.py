@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ def quantization(dtype: torch.dtype, head: list[str]) -> Any:
             "model.use_4bit is true, but bitsandbytes is not installed; "
             "run `pip install bitsandbytes` or set model.use_4bit=false"
         )
+    keep_blocks_across_rows()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -40,6 +44,45 @@ def quantization(dtype: torch.dtype, head: list[str]) -> Any:
         bnb_4bit_quant_storage=dtype,
         llm_int8_skip_modules=head,
     )
+
+
+@cache
+def keep_blocks_across_rows() -> torch.library.Library | None:
+    """Let bitsandbytes dequantize on a CPU what it quantized, wherever a weight comes to be used in this process.
+
+    It quantizes a matrix as one row of blocks, on CPUs as on GPUs. Its kernel for CPUs in version 0.50 dequantizes each
+    row of the matrix as if a block began there, which is wrong unless the width is a multiple of the size of a block.
+
+    Returns
+    -------
+    Library, optional
+        While it lives, bitsandbytes' kernel gets such a matrix as one with a block in each row. None if there is no
+        kernel for CPUs but a formula, which is right.
+    """
+    with compiling_late():
+        import bitsandbytes.functional  # noqa: F401
+    try:
+        own = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    except RuntimeError:
+        return None
+
+    def dequantize_4bit(
+        keys: Any, packed: torch.Tensor, absmax: torch.Tensor, blocksize: int, kind: str, shape: list[int], dtype: Any
+    ) -> torch.Tensor:
+        if shape[-1] % blocksize == 0:
+            out: torch.Tensor = own.call_boxed(keys, packed, absmax, blocksize, kind, shape, dtype)
+            return out
+        blocks, rest = divmod(prod(shape), blocksize)
+        rows = [1, prod(shape)] if rest else [blocks, blocksize]
+        out = own.call_boxed(keys, packed, absmax, blocksize, kind, rows, dtype)
+        return out.reshape(shape)
+
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        # That an operation is overridden is what this is for.
+        warnings.simplefilter("ignore", UserWarning)
+        library.impl("dequantize_4bit", dequantize_4bit, "CPU", with_keyset=True, allow_override=True)
+    return library
 
 
 def quantized_layers(model: nn.Module) -> int:

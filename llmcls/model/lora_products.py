@@ -43,6 +43,11 @@ class LoraLinear:
     scaling: float
     dropout: float
 
+    @property
+    def factor(self) -> float:
+        """Of the adapter's part: its scaling, divided by the share of values that dropout keeps."""
+        return self.scaling / (1 - self.dropout)
+
 
 def suit_kernels(layers: Sequence[LoraLinear]) -> bool:
     """Whether the kernels take these layers: few of them, with one rank and one factor."""
@@ -92,11 +97,6 @@ class Product:
     layers: list[LoraLinear]
     seed: int
 
-    @property
-    def factor(self) -> float:
-        """Of the adapter's part: its scaling, divided by the share of values that dropout keeps."""
-        return self.layers[0].scaling / (1 - self.layers[0].dropout)
-
 
 def seeds_for(groups: Sequence[Sequence[LoraLinear]], rows: torch.Tensor) -> list[int]:
     """A seed of dropout for each group of layers that read the same input; 0 without dropout. See `draw_seeds`."""
@@ -119,8 +119,8 @@ def adapted_product(
     seed : int
         From `seeds_for`.
     """
-    (a, b), rate, dtype = copies, layers[0].dropout, rows.dtype
-    low = compute("lora_down", rows, a, layers[0].scaling / (1 - rate), rate, seed, compiled=True)
+    (a, b), first, dtype = copies, layers[0], rows.dtype
+    low = compute("lora_down", rows, a, first.factor, first.dropout, seed, compiled=True)
     outputs = compute("lora_up", low, b, compiled=True)
     # The small product only writes the output. The large one adds to it while it computes.
     for layer, out in zip(layers, outputs, strict=True):
@@ -142,8 +142,9 @@ def adapted_product_backward(
         Of the dtype of ``rows``.
     of_input : bool
     """
-    rows, layers, seed, rate, d_x = product.rows, product.layers, product.seed, product.layers[0].dropout, None
-    d_low = compute("lora_down_gradient", d_outs, product.b, product.factor, compiled=True)
+    rows, layers, seed, d_x = product.rows, product.layers, product.seed, None
+    rate = layers[0].dropout
+    d_low = compute("lora_down_gradient", d_outs, product.b, layers[0].factor, compiled=True)
     d_a, *d_b = compute("lora_matrix_gradients", d_outs, product.low, rows, d_low, rate, seed, compiled=True)
     if of_input:
         d_x = compute("lora_input_gradient", d_low, product.a, rate, seed, compiled=True)

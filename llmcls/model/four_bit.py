@@ -47,7 +47,7 @@ def quantization(dtype: torch.dtype, head: list[str]) -> Any:
 
 
 @cache
-def keep_blocks_across_rows() -> torch.library.Library | None:
+def keep_blocks_across_rows() -> torch.library.Library:
     """Let bitsandbytes dequantize on a CPU what it quantized, wherever a weight comes to be used in this process.
 
     It quantizes a matrix as one row of blocks, on CPUs as on GPUs. Its kernel for CPUs in version 0.50 dequantizes each
@@ -55,16 +55,12 @@ def keep_blocks_across_rows() -> torch.library.Library | None:
 
     Returns
     -------
-    Library, optional
-        While it lives, bitsandbytes' kernel gets such a matrix as one with a block in each row. None if there is no
-        kernel for CPUs but a formula, which is right.
+    Library
+        While it lives, bitsandbytes' kernel gets such a matrix as one with a block in each row.
     """
     with compiling_late():
         import bitsandbytes.functional  # noqa: F401
-    try:
-        own = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
-    except RuntimeError:
-        return None
+    own = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
 
     def dequantize_4bit(
         keys: Any, packed: torch.Tensor, absmax: torch.Tensor, blocksize: int, kind: str, shape: list[int], dtype: Any

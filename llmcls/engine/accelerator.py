@@ -18,6 +18,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from llmcls.common.user_error import UserError
+from llmcls.engine.freed_memory import keep_freed_memory
 from llmcls.model.classifier import Classifier
 from llmcls.model.pretrained import AUTOCAST
 from llmcls.recipe.schema import Recipe
@@ -87,6 +88,8 @@ def open_accelerator(recipe: Recipe, training: bool = True, mixed_precision: str
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("the profile has fsdp_version 1, which cannot shard a 4-bit model; set fsdp_version: 2")
     _use_all_cores(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
 
 

@@ -134,7 +134,7 @@ def whole_layer(
     ]
     called = [layer, layer.input_layernorm, layer.post_attention_layernorm, block, mlp]
     called += [module for group in modules for module in group]
-    if any(getattr(module, hooks) for module in called for hooks in HOOKS):
+    if any(has_hooks(module) for module in called):
         return None
     groups: list[list[LoraLinear]] = []
     for group in modules:
@@ -147,6 +147,11 @@ def whole_layer(
     matrices = [matrix for layers in groups for matrix in (*[g.a for g in layers], *[g.b for g in layers])]
     out: torch.Tensor = _Layer.apply(states, *position_embeddings, *norms, parts, *matrices)  # type: ignore[no-untyped-call]
     return out
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether someone waits for calls of a module."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 class _Layer(torch.autograd.Function):

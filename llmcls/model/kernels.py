@@ -26,7 +26,7 @@ from torch import nn
 from llmcls.model import packed_attention
 from llmcls.model.adapter_copies import AdapterCopies
 from llmcls.model.blocked_attention import blocked_attention
-from llmcls.model.fused_layer import LayerKind, whole_layer
+from llmcls.model.fused_layer import LayerKind, has_hooks, whole_layer
 from llmcls.model.fused_lora import lora_linear, plain_layers, project, project_layers
 from llmcls.model.fused_ops import ACTIVATIONS, add_rms_norm, gated_activation, rms_norm, rotary
 from llmcls.model.packed_attention import Pack
@@ -34,6 +34,8 @@ from llmcls.model.packed_forward import ATTENTION_PARTS, LAYER_PARTS, OPTIONAL_P
 from llmcls.model.stand_in import device_kind
 
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Bytes of the widest tensors of an MLP, gate and up, that stay in the cache of a CPU until they are read again.
+CACHED = 1 << 24
 # How far a fused operation may be from the module that it replaces, on float32 numbers of about 1.
 TOLERANCE = 1e-5
 
@@ -288,9 +290,25 @@ def _decoder_layer(
 
 
 def _mlp_layer(module: Any, activation: str, compiled: bool, copies: AdapterCopies, x: torch.Tensor) -> torch.Tensor:
-    gate, up = project([module.gate_proj, module.up_proj], x, compiled, copies.of)
-    states: torch.Tensor = module.down_proj(gated_activation(gate, up, activation, compiled))
-    return states
+    def states(part: torch.Tensor) -> torch.Tensor:
+        gate, up = project([module.gate_proj, module.up_proj], part, compiled, copies.of)
+        found: torch.Tensor = module.down_proj(gated_activation(gate, up, activation, compiled))
+        return found
+
+    tokens = _tokens_at_once(module, x)
+    return states(x) if tokens >= x.shape[-2] else torch.cat([states(part) for part in x.split(tokens, -2)], -2)
+
+
+def _tokens_at_once(mlp: Any, x: torch.Tensor) -> int:
+    """Tokens for which an MLP is computed before it is computed for the next ones; float [..., tokens, width]."""
+    parts = list(mlp.children())
+    bases = [getattr(part, "base_layer", part) for part in parts if hasattr(part, "in_features")]
+    # In training, the wide tensors are kept anyway. An engine may collect weights at each call, and 4-bit weights are
+    # dequantized at each call.
+    whole = torch.is_grad_enabled() or any(has_hooks(part) for part in parts)
+    if device_kind(x) != "cpu" or whole or any(type(base) is not nn.Linear for base in bases):
+        return x.shape[-2]
+    return max(1, CACHED // (2 * mlp.gate_proj.out_features * x.element_size()))
 
 
 def _attention_layer(

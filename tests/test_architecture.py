@@ -34,6 +34,7 @@ PRIVATE_NAMES = {
     "engine/full_state.py": "DeepSpeed links parameters to optimizer state once, before all groups have one",
     "model/adapter_copies.py": "torch has no public name for copying many tensors at once",
     "model/classifier.py": "FSDP's automatic wrapping reads _no_split_modules from the outermost module",
+    "model/fused_ops.py": "the gradient of the softmax of torch has only a private name",
     "model/kernel_choice.py": "transformers says in a private attribute whether an architecture has SDPA attention",
     "model/kernels.py": "a module can be tried with other weights only by replacing torch's private tables of them",
     "model/packed_attention.py": "torch's public flash attention takes the host longer than the GPU",

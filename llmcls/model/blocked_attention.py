@@ -95,7 +95,7 @@ def blocked_attention(
         pack.blocks[kind] = cut(pack, *kind)
     settings = _Settings(pack.blocks[kind], scaling or query.shape[-1] ** -0.5, compiled)
     out: torch.Tensor = _BlockedAttention.apply(query[0], key[0], value[0], settings)  # type: ignore[no-untyped-call]
-    return out.transpose(0, 1).contiguous()[None]
+    return out[None]
 
 
 def cut(pack: Pack, query_heads: int, key_heads: int, dtype: torch.dtype) -> list[Block]:
@@ -172,33 +172,33 @@ class _BlockedAttention(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings
     ) -> torch.Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out, normalizers = torch.empty_like(query), []
+        heads, tokens, width = query.shape
+        # As the layer after attention reads it.
+        out, normalizers = query.new_empty(tokens, heads, width).transpose(0, 1), []
         for block in settings.blocks:
-            scores = _scores(_queries(query, block, key), _keys(key, block), block)
-            weights, normalizer = softmax(scores, settings.scaling, settings.compiled)
+            scores = _scores(_queries(query, block, key), _keys(key, block), block, settings.scaling)
+            weights, normalizer = softmax(scores, settings.compiled)
             _put_queries(out, block, torch.bmm(weights, _keys(value, block)))
             normalizers.append(normalizer)
         ctx.save_for_backward(query, key, value, *normalizers)
         ctx.settings = settings
-        return out
+        return out.transpose(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
         query, key, value, *normalizers = ctx.saved_tensors
-        d_out, d_query = d_out.contiguous(), torch.empty_like(query)
+        d_out, d_query, scaling = d_out.transpose(0, 1).contiguous(), torch.empty_like(query), ctx.settings.scaling
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
         for block, normalizer in zip(ctx.settings.blocks, normalizers, strict=True):
             queries, keys, d_mixed = _queries(query, block, key), _keys(key, block), _queries(d_out, block, key)
             if block.padding is not None:
                 d_mixed.view(-1, d_mixed.shape[-1]).index_fill_(0, block.padding.behind, 0.0)
-            scores = _scores(queries, keys, block)
+            scores = _scores(queries, keys, block, scaling)
             d_weights = torch.bmm(d_mixed, _keys(value, block).transpose(1, 2))
-            weights, d_scores = softmax_backward(
-                scores, d_weights, normalizer, ctx.settings.scaling, ctx.settings.compiled
-            )
-            _put_queries(d_query, block, torch.bmm(d_scores, keys))
-            _add_keys(d_key, block, d_scores.transpose(1, 2), queries)
+            weights, d_scores = softmax_backward(scores, d_weights, normalizer)
+            _put_queries(d_query, block, _scaled_product(d_scores, keys, scaling))
+            _add_keys(d_key, block, d_scores.transpose(1, 2), queries, scaling)
             _add_keys(d_value, block, weights.transpose(1, 2), d_mixed)
         return d_query, d_key, d_value, None
 
@@ -226,18 +226,25 @@ def _put_queries(target: torch.Tensor, block: Block, rows: torch.Tensor) -> None
     target[:, block.rows] = rows.view(len(target), -1, rows.shape[-1])
 
 
-def _add_keys(target: torch.Tensor, block: Block, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matrix product to the keys of a block in a tensor [key heads, tokens, width]."""
+def _add_keys(target: torch.Tensor, block: Block, left: torch.Tensor, right: torch.Tensor, factor: float = 1.0) -> None:
+    """Add ``factor`` times a matrix product to the keys of a block in a tensor [key heads, tokens, width]."""
     if block.padding is None:
-        target[:, block.seen].baddbmm_(left, right)
+        target[:, block.seen].baddbmm_(left, right, alpha=factor)
         return
-    rows = torch.bmm(left, right).view(-1, right.shape[-1]).index_select(0, block.padding.key_places)
+    rows = _scaled_product(left, right, factor).view(-1, right.shape[-1]).index_select(0, block.padding.key_places)
     target[:, block.seen] = rows.view(len(target), -1, rows.shape[-1])
 
 
-def _scores(queries: torch.Tensor, keys: torch.Tensor, block: Block) -> torch.Tensor:
-    """Unscaled scores, [texts x key heads, query heads per key head x rows, keys], -inf for keys that are not seen."""
-    scores = torch.bmm(queries, keys.transpose(1, 2))
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
+    """``factor`` times a matrix product of each of a batch, in one operation."""
+    # With beta = 0, the first argument is not read.
+    unread = left.new_empty(()).expand(len(left), left.shape[1], right.shape[2])
+    return torch.baddbmm(unread, left, right, beta=0, alpha=factor)
+
+
+def _scores(queries: torch.Tensor, keys: torch.Tensor, block: Block, scaling: float) -> torch.Tensor:
+    """Scores, [texts x key heads, query heads per key head x rows, keys], -inf for keys that are not seen."""
+    scores = _scaled_product(queries, keys.transpose(1, 2), scaling)
     if block.bias is not None:
         rows = block.rows.stop - block.rows.start if block.padding is None else keys.shape[1]
         # [texts, heads, rows, keys]

@@ -96,8 +96,8 @@ def _rotary(
     return rotate(query), rotate(key)
 
 
-def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = scores.float() * scaling
+def _softmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = scores.float()
     largest = wide.amax(-1, keepdim=True)
     exponentials = torch.exp(wide - largest)
     total = exponentials.sum(-1, keepdim=True)
@@ -105,11 +105,11 @@ def _softmax(scores: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.
 
 
 def _softmax_backward(
-    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float
+    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.exp(scores.float() * scaling - normalizer)
+    weights = torch.exp(scores.float() - normalizer)
     wide = d_weights.float()
-    d_scores = weights * (wide - (weights * wide).sum(-1, keepdim=True)) * scaling
+    d_scores = weights * (wide - (weights * wide).sum(-1, keepdim=True))
     return weights.to(scores.dtype), d_scores.to(scores.dtype)
 
 
@@ -132,10 +132,10 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
         _gated_activation_backward,
         "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
     ),
-    "softmax": (_softmax, "(Tensor scores, float scaling, bool compiled) -> (Tensor, Tensor)"),
+    "softmax": (_softmax, "(Tensor scores, bool compiled) -> (Tensor, Tensor)"),
     "softmax_backward": (
         _softmax_backward,
-        "(Tensor scores, Tensor d_weights, Tensor normalizer, float scaling, bool compiled) -> (Tensor, Tensor)",
+        "(Tensor scores, Tensor d_weights, Tensor normalizer, bool compiled) -> (Tensor, Tensor)",
     ),
     "rotary": (
         _rotary,

@@ -123,7 +123,7 @@ def project_layers(
     if compiled and dtype != torch.float32 and device_kind(x) == "cuda" and suit_kernels(layers):
         copies = (matrices_of or rounded)(layers, dtype)
         return list(_LoraKernels.apply(x, layers, dtype, copies, *matrices))  # type: ignore[no-untyped-call]
-    return list(_LoraProducts.apply(x, layers, dtype, *matrices))  # type: ignore[no-untyped-call]
+    return list(_LoraProducts.apply(x, layers, dtype, compiled, *matrices))  # type: ignore[no-untyped-call]
 
 
 class _LoraKernels(torch.autograd.Function):
@@ -167,12 +167,12 @@ class _LoraProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, layers: list[LoraLinear], dtype: torch.dtype, *matrices: torch.Tensor
+        ctx: Any, x: torch.Tensor, layers: list[LoraLinear], dtype: torch.dtype, compiled: bool, *matrices: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         rate, count = layers[0].dropout, len(layers)
         with torch.autocast(x.device.type, enabled=False):
             rows = _rows(x, dtype)
-            dropped, mask, gain = dropout(rows, rate) if rate else (rows, None, 1.0)
+            dropped, mask, gain = dropout(rows, rate, compiled) if rate else (rows, None, 1.0)
             a = (matrices[0] if count == 1 else torch.cat(matrices[:count])).to(dtype)
             b = [matrix.to(dtype) for matrix in matrices[count:]]
             ranks, factors = [m.shape[1] for m in b], [gain * layer.scaling for layer in layers]
@@ -213,7 +213,7 @@ class _LoraProducts(torch.autograd.Function):
                     d_x.addmm_(d, base_weight(layer.base, ctx.dtype))
                 shape, dtype = ctx.of_input
                 d_x = d_x.view(shape).to(dtype)
-        return d_x, None, None, *d_a, *d_b
+        return d_x, None, None, None, *d_a, *d_b
 
 
 def _scale(low: torch.Tensor, ranks: list[int], factors: list[float]) -> torch.Tensor:

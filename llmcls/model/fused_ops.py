@@ -13,13 +13,17 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from llmcls.model.formulas import compute
+from llmcls.model.lora_formulas import draw_seeds, halves_of, threshold_of
 from llmcls.model.stand_in import device_kind
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 # The integers of the size of a float of 2 and of 4 bytes.
 LANES = {2: torch.int16, 4: torch.int32}
+# Keys from which on torch's softmax on a CPU is faster than the compiled formula: it takes as long for few keys.
+OWN_SOFTMAX_FROM = 64
 
 
 def rms_norm(
@@ -106,38 +110,40 @@ def rotary(
     return rotated
 
 
-def softmax(scores: torch.Tensor, scaling: float, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of ``scaling * scores`` over the last dimension, without a graph.
+def softmax(scores: torch.Tensor, compiled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Softmax over the last dimension, without a graph.
 
     Parameters
     ----------
     scores : float [..., rows, keys]
-    scaling : float
     compiled : bool
-        Whether to compile the formula.
+        Whether to compile the formula. From `OWN_SOFTMAX_FROM` keys on, torch's own kernel is faster.
 
     Returns
     -------
     weights : float [..., rows, keys]
         In the dtype of ``scores``.
-    normalizer : float32 [..., rows, 1]
-        The logarithm of the sum of the exponentials, for `softmax_backward`.
+    normalizer : float32 [..., rows, 1], optional
+        The logarithm of the sum of the exponentials, if the formula was compiled.
     """
-    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax", scores, scaling, compiled=compiled)
+    if not compiled or scores.shape[-1] >= OWN_SOFTMAX_FROM:
+        return torch.softmax(scores, -1), None
+    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax", scores, compiled=True)
     return both
 
 
 def softmax_backward(
-    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor, scaling: float, compiled: bool
+    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights of `softmax` again, and the gradient of the unscaled scores, in the dtype of ``scores``."""
-    both: tuple[torch.Tensor, torch.Tensor] = compute(
-        "softmax_backward", scores, d_weights, normalizer, scaling, compiled=compiled
-    )
+    """The weights of `softmax` again, and the gradient of the scores, in the dtype of ``scores``."""
+    if normalizer is None:
+        weights = torch.softmax(scores, -1)
+        return weights, torch.ops.aten._softmax_backward_data(d_weights, weights, -1, scores.dtype)
+    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax_backward", scores, d_weights, normalizer, compiled=True)
     return both
 
 
-def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+def dropout(x: torch.Tensor, rate: float, compiled: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Dropout for use inside an autograd function.
 
     Parameters
@@ -145,18 +151,25 @@ def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, f
     x : float [rows, width], contiguous
     rate : float
         Probability of dropping a value, between 0 and 1.
+    compiled : bool
+        Whether to compile the formula for a CPU.
 
     Returns
     -------
     dropped : float [rows, width]
-    mask : tensor of the same shape
-        For `dropout_backward`.
+    mask : tensor
+        For `dropout_backward`: of the same shape, or a seed.
     gain : float
         The factor by which ``dropped`` must still be multiplied.
     """
     if device_kind(x) != "cpu":
         dropped, mask = torch.native_dropout(x, rate, True)
         return dropped, mask, 1.0
+    gain = 1 / (1 - rate)
+    if compiled:
+        # As on a GPU: what is kept is a function of a seed and the place, which needs no mask in memory.
+        seed = torch.tensor(draw_seeds(x, 1))
+        return dropout_backward(x, seed, rate), seed, gain
     # On a CPU, one random number per value takes longer than the matrix products of LoRA. So several values share the
     # bits of one number, and the mask is applied by a bitwise "and".
     lane = LANES[x.element_size()]
@@ -166,13 +179,17 @@ def dropout(x: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor, f
     # lane with ones.
     width = 8 * x.element_size() - 1
     bits.bitwise_and_(2**width - 1).sub_(round(rate * 2**width)).bitwise_right_shift_(width).bitwise_not_()
-    return dropout_backward(x, bits, rate), bits, 1 / (1 - rate)
+    return dropout_backward(x, bits, rate), bits, gain
 
 
 def dropout_backward(d_out: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
     """The gradient of the input of `dropout`, without the gain; float [rows, width]."""
     if device_kind(d_out) != "cpu":
         return torch.ops.aten.native_dropout_backward(d_out, mask, 1 / (1 - rate))
+    if mask.shape != d_out.shape:
+        halves = halves_of(0 if isinstance(mask, FakeTensor) else int(mask))
+        found: torch.Tensor = compute("dropout", d_out, threshold_of(rate), *halves, compiled=True)
+        return found
     return d_out.view(mask.dtype).bitwise_and(mask).view(d_out.dtype)
 
 

@@ -49,20 +49,38 @@ def kept(rows: int, width: int, rate: float, seed: int, device: torch.device) ->
     The place of a value and the seed are mixed by multiplications and shifts of 32 bits. The last multiplication makes
     the upper bits depend on all bits before it, and as a signed number the result is compared with the rate.
     """
-    first, second = halves_of(seed)
-    number = torch.arange(rows * width, dtype=torch.int64, device=device).bitwise_and_(WORD)
-    number = (number * MIX[2] + first) & WORD
-    number = ((number ^ (number >> 16) ^ second) * MIX[0]) & WORD
-    number = ((number ^ (number >> 15)) * MIX[1]) & WORD
-    signed = torch.where(number >= 2**31, number - 2**32, number)
-    return (signed >= threshold_of(rate)).view(rows, width)
+    return _kept(rows, width, threshold_of(rate), *halves_of(seed), device)
+
+
+def _kept(rows: int, width: int, threshold: int, first: int, second: int, device: torch.device) -> torch.Tensor:
+    # Products of signed integers lose the same upper bits as those of unsigned ones, but shifts copy the sign.
+    mix = [factor - 2**32 if factor >= 2**31 else factor for factor in MIX]
+    number = torch.arange(rows * width, dtype=torch.int32, device=device).view(rows, width)
+    number = number * mix[2] + first
+    number = (number ^ ((number >> 16) & (WORD >> 16)) ^ second) * mix[0]
+    number = (number ^ ((number >> 15) & (WORD >> 15))) * mix[1]
+    return number >= threshold
+
+
+def dropout(x: torch.Tensor, threshold: int, first: int, second: int) -> torch.Tensor:
+    """``x`` where it is `kept`, else 0.
+
+    Parameters
+    ----------
+    x : float [rows, width]
+    threshold : int
+        From `threshold_of`.
+    first, second : int
+        From `halves_of`.
+    """
+    return torch.where(_kept(x.shape[0], x.shape[1], threshold, first, second, x.device), x, 0.0)
 
 
 def _dropped(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
     if isinstance(x, FakeTensor):
         # Of the same shape, in a trace that need not follow how values are drawn.
         return x
-    return torch.where(kept(x.shape[0], x.shape[1], rate, seed, x.device), x, 0.0) if rate else x
+    return dropout(x, threshold_of(rate), *halves_of(seed)) if rate else x
 
 
 def lora_down(x: torch.Tensor, a: torch.Tensor, factor: float, rate: float, seed: int) -> torch.Tensor:
@@ -113,6 +131,7 @@ def lora_matrix_gradients(
 # Formula, the arguments of its operation, and the types that it returns; see `llmcls.model.formulas`.
 LORA_FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
     "lora_down": (lora_down, "(Tensor x, Tensor a, float factor, float rate, int seed, bool compiled) -> Tensor"),
+    "dropout": (dropout, "(Tensor x, int threshold, int first, int second, bool compiled) -> Tensor"),
     "lora_up": (lora_up, "(Tensor low, Tensor[] b, bool compiled) -> Tensor[]"),
     "lora_down_gradient": (
         lora_down_gradient,

@@ -18,6 +18,7 @@ from llmcls.model.fused_ops import (
     softmax,
     softmax_backward,
 )
+from llmcls.model.lora_formulas import kept
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 COMPILED = [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])]
@@ -145,10 +146,10 @@ def test_softmax_and_its_gradient_equal_torch(compiled: bool) -> None:
     scores[:, 0, 3:] = float("-inf")
     d_weights = random(2, 5, 6, seed=1)
     leaf = scores.clone().requires_grad_()
-    expected = torch.softmax(leaf * 0.5, -1)
+    expected = torch.softmax(leaf, -1)
     expected.backward(d_weights)
-    weights, normalizer = softmax(scores, 0.5, compiled)
-    again, d_scores = softmax_backward(scores, d_weights, normalizer, 0.5, compiled)
+    weights, normalizer = softmax(scores, compiled)
+    again, d_scores = softmax_backward(scores, d_weights, normalizer)
     torch.testing.assert_close(weights, expected.detach(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(again, weights, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(d_scores, leaf.grad, atol=1e-6, rtol=1e-5)
@@ -178,10 +179,11 @@ def test_no_length_compiles_again() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rate", [0.05, 0.5])
-def test_dropout_drops_at_its_rate_and_keeps_the_mean(dtype: torch.dtype, rate: float) -> None:
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(compiled: bool, dtype: torch.dtype, rate: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(500, 333, dtype=dtype)
-    dropped, mask, gain = dropout(x, rate)
+    dropped, mask, gain = dropout(x, rate, compiled)
     share = float((dropped == 0).float().mean())
     # Five standard deviations of a share of 166,500 draws.
     assert abs(share - rate) < 5 * (rate * (1 - rate) / x.numel()) ** 0.5
@@ -192,13 +194,31 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(dtype: torch.dtype, rate: 
     assert float(pairs.float().mean()) == pytest.approx(rate**2, abs=5 * rate / pairs.numel() ** 0.5)
 
 
-def test_dropout_is_a_function_of_the_seed() -> None:
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_dropout_is_a_function_of_the_seed(compiled: bool) -> None:
     masks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        masks.append(dropout(torch.ones(9, 5), 0.5)[0])
+        masks.append(dropout(torch.ones(9, 5), 0.5, compiled)[0])
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_values_that_were_zero_get_their_gradients(compiled: bool) -> None:
+    torch.manual_seed(0)
+    dropped, mask, _ = dropout(torch.zeros(50, 7), 0.5, compiled)
+    assert not dropped.any()
+    assert 100 < int(dropout_backward(torch.ones(50, 7), mask, 0.5).sum()) < 250
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_dropout_keeps_what_the_kernels_of_a_gpu_keep(dtype: torch.dtype) -> None:
+    x = random(33, 65).to(dtype)
+    dropped, seed, _ = dropout(x, 0.3, compiled=True)
+    assert seed.numel() == 1
+    assert torch.equal(dropped, torch.where(kept(33, 65, 0.3, int(seed), torch.device("cpu")), x, 0.0))
 
 
 def test_under_fake_tensors_a_formula_is_one_operation() -> None:

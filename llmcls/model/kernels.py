@@ -301,12 +301,13 @@ def _mlp_layer(module: Any, activation: str, compiled: bool, copies: AdapterCopi
 
 def _tokens_at_once(mlp: Any, x: torch.Tensor) -> int:
     """Tokens for which an MLP is computed before it is computed for the next ones; float [..., tokens, width]."""
-    parts = list(mlp.children())
-    bases = [getattr(part, "base_layer", part) for part in parts if hasattr(part, "in_features")]
-    # In training, the wide tensors are kept anyway. An engine may collect weights at each call, and 4-bit weights are
-    # dequantized at each call.
-    whole = torch.is_grad_enabled() or any(has_hooks(part) for part in parts)
-    if device_kind(x) != "cpu" or whole or any(type(base) is not nn.Linear for base in bases):
+    # In training, the wide tensors are kept anyway.
+    if device_kind(x) != "cpu" or torch.is_grad_enabled():
+        return x.shape[-2]
+    parts = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    plain = all(type(getattr(part, "base_layer", part)) is nn.Linear for part in parts)
+    # 4-bit weights are dequantized at each call, and an engine may collect weights at each.
+    if not plain or any(has_hooks(part) for part in parts):
         return x.shape[-2]
     return max(1, CACHED // (2 * mlp.gate_proj.out_features * x.element_size()))
 

@@ -140,12 +140,12 @@ def test_dropout_drops_at_its_rate_keeps_the_mean_and_has_one_mask_in_both_direc
 ) -> None:
     torch.manual_seed(0)
     x = torch.ones(500, 336, device=DEVICE, dtype=dtype)
-    dropped, mask, gain = dropout(x, rate)
+    dropped, mask, gain = dropout(x, rate, compiled=True)
     share = float((dropped == 0).float().mean())
     # Five standard deviations of a share of 168,000 draws.
     assert abs(share - rate) < 5 * (rate * (1 - rate) / x.numel()) ** 0.5
     assert float(dropped.max()) * gain == pytest.approx(1 / (1 - rate), rel=5e-3)
     assert torch.equal(dropout_backward(x, mask, rate), dropped)
     torch.manual_seed(0)
-    assert torch.equal(dropout(x, rate)[0], dropped)
+    assert torch.equal(dropout(x, rate, compiled=True)[0], dropped)
     assert not torch.equal(dropout(x, rate)[0], dropped)

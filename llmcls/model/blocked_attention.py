@@ -3,12 +3,16 @@
 torch's CPU kernel multiplies in float32 and computes scores that causality masks anyway. Here, blocks of queries meet
 only the keys that they may see, and matrix products run in 16 bits, which recent CPUs do several times faster. Short
 texts of similar lengths are one block, padded to the longest of them: starting an operation takes longer than computing
-it for one of them. As on a GPU, scores are not kept for the backward pass but computed again (Dao et al. 2022,
-"FlashAttention", section 3).
+it for one of them. Queries, keys and values are put into the order of the blocks first, so that a product finds each of
+its matrices in one piece.
+
+The weights of queries that see few keys are kept for the backward pass. Those of others are computed again, as on a GPU
+(Dao et al. 2022, "FlashAttention", section 3): they grow with the square of a text's length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,29 +28,8 @@ BLOCK = 128
 SCORES = 1 << 16
 # The part of the longest text of a block that its shortest one must have.
 ALIKE = 0.7
-
-
-@dataclass(frozen=True)
-class Padding:
-    """How tensors of [heads, tokens, width] become rows of texts of one length, and back.
-
-    Attributes
-    ----------
-    queries : int64 [texts x query heads x longest]
-        The row of [query heads x tokens, width] for each place. The places behind a text repeat its last token.
-    keys : int64 [texts x key heads x longest]
-        The same for key heads.
-    query_places, key_places : int64 [heads x tokens of these texts]
-        The place of each token.
-    behind : int64 [any]
-        The places of ``queries`` behind the texts.
-    """
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    query_places: torch.Tensor
-    key_places: torch.Tensor
-    behind: torch.Tensor
+# Keys up to which the weights of a query are kept for the backward pass.
+KEPT = 512
 
 
 @dataclass(frozen=True)
@@ -55,20 +38,54 @@ class Block:
 
     Attributes
     ----------
-    rows, seen : slice
-        The tokens of the queries and of the keys.
     texts : int
+        Several, or one that may have more blocks.
+    queries : slice
+        Their places in the order of blocks: texts, key heads, query heads of a key head, tokens.
+    keys : slice
+        The places of all keys of these texts: texts, key heads, tokens.
+    rows : int
+        Queries per text and head.
+    seen : int
+        No query sees other keys than the first so many of its text.
+    last : bool
+        Whether it is the last block of its texts, which sees all their keys.
     bias : 16-bit float, broadcast to [texts, heads, queries, keys], optional
         Added to the scores of the last keys: -inf where a query may not see a key.
-    padding : Padding, optional
-        Only for several texts.
     """
 
-    rows: slice
-    seen: slice
     texts: int
+    queries: slice
+    keys: slice
+    rows: int
+    seen: int
+    last: bool
     bias: torch.Tensor | None
-    padding: Padding | None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A packed row as blocks.
+
+    Attributes
+    ----------
+    blocks : list of Block
+    query_rows : int64 [queries of all blocks]
+        The row of [tokens x query heads, width] at each place. The places behind a text repeat its last token.
+    key_rows : int64 [keys of all texts]
+        The same for [tokens x key heads, width].
+    query_places, key_places : int64 [tokens x heads]
+        The place of each row.
+    behind : int64 [any]
+        The places of queries behind the texts.
+    """
+
+    blocks: list[Block]
+    query_rows: torch.Tensor
+    key_rows: torch.Tensor
+    query_places: torch.Tensor
+    key_places: torch.Tensor
+    behind: torch.Tensor
 
 
 def blocked_attention(
@@ -93,31 +110,40 @@ def blocked_attention(
     kind = (query.shape[1], key.shape[1], query.dtype)
     if kind not in pack.blocks:
         pack.blocks[kind] = cut(pack, *kind)
-    settings = _Settings(pack.blocks[kind], scaling or query.shape[-1] ** -0.5, compiled)
+    settings = _Settings(pack.blocks[kind], key.shape[1], scaling or query.shape[-1] ** -0.5, compiled)
     out: torch.Tensor = _BlockedAttention.apply(query[0], key[0], value[0], settings)  # type: ignore[no-untyped-call]
     return out[None]
 
 
-def cut(pack: Pack, query_heads: int, key_heads: int, dtype: torch.dtype) -> list[Block]:
+def cut(pack: Pack, query_heads: int, key_heads: int, dtype: torch.dtype) -> Blocks:
     """The blocks of a packed row."""
     lengths, blocks, start, first = pack.lengths, [], 0, 0
-    bias: torch.Tensor | None
+    query_rows: list[np.ndarray] = []
+    key_rows: list[np.ndarray] = []
+    behind: list[np.ndarray] = []
+    # Query heads that share a key head follow each other.
+    query_head, key_head = np.arange(query_heads).reshape(key_heads, -1, 1), np.arange(key_heads)[:, None]
+    queries = keys = 0
     while first < len(lengths):
         end = first + _alike(lengths, first)
-        texts = lengths[first:end]
-        stop = start + sum(texts)
-        if len(texts) > 1:
-            padding = _padding(texts, start, sum(lengths), query_heads, key_heads)
-            bias = _future(max(texts), dtype) if pack.causal else _behind(texts, dtype)
-            blocks.append(Block(slice(start, stop), slice(start, stop), len(texts), bias, padding))
-        else:
-            for row in range(start, stop, BLOCK):
-                rows = slice(row, min(stop, row + BLOCK))
-                # Only the last keys are those of the block itself; all others are in the past of every query.
-                bias = _future(rows.stop - row, dtype) if pack.causal else None
-                blocks.append(Block(rows, slice(start, rows.stop if pack.causal else stop), 1, bias, None))
-        start, first = stop, end
-    return blocks
+        texts = np.array(lengths[first:end])[:, None]
+        longest, all_keys = int(texts.max()), slice(keys, keys + len(texts) * key_heads * int(texts.max()))
+        # [texts, longest]
+        token = start + np.cumsum(texts)[:, None] - texts + np.minimum(np.arange(longest), texts - 1)
+        key_rows.append(token[:, None] * key_heads + key_head)
+        for row, stop in _rows(longest, len(texts)):
+            query_rows.append(token[:, None, None, row:stop] * query_heads + query_head)
+            at_once = slice(queries, queries + query_rows[-1].size)
+            seen = stop if pack.causal else longest
+            bias = _bias(texts, stop - row, pack.causal, dtype)
+            blocks.append(Block(len(texts), at_once, all_keys, stop - row, seen, stop == longest, bias))
+            outside = np.broadcast_to((np.arange(row, stop) >= texts)[:, None, None], query_rows[-1].shape)
+            behind.append(queries + np.flatnonzero(outside))
+            queries = at_once.stop
+        keys, start, first = all_keys.stop, start + int(texts.sum()), end
+    by_block, by_text = (np.concatenate([rows.reshape(-1) for rows in found]) for found in (query_rows, key_rows))
+    tensors = (by_block, by_text, _first_places(by_block), _first_places(by_text), np.concatenate(behind))
+    return Blocks(blocks, *(torch.from_numpy(values) for values in tensors))
 
 
 def _alike(lengths: list[int], first: int) -> int:
@@ -130,38 +156,37 @@ def _alike(lengths: list[int], first: int) -> int:
     return len(lengths) - first
 
 
-def _padding(lengths: list[int], start: int, tokens: int, query_heads: int, key_heads: int) -> Padding:
-    longest, heads = max(lengths), {"queries": query_heads, "keys": key_heads}
-    texts, position = np.array(lengths)[:, None], np.arange(longest)
-    inside = position < texts
-    first = start + np.cumsum([0, *lengths[:-1]])[:, None]
-    token = first + np.minimum(position, texts - 1)
-    place: dict[str, np.ndarray] = {}
-    for name, count in heads.items():
-        # [texts, heads, longest], as the matrix products of each text and head need it.
-        place[name] = token[:, None] + tokens * np.arange(count)[:, None]
-        places = np.arange(place[name].size).reshape(place[name].shape)
-        # [heads, texts, longest] without what is behind the texts is [heads, tokens of these texts].
-        place[f"{name} back"] = places.transpose(1, 0, 2)[:, inside]
-    behind = np.flatnonzero(np.broadcast_to(~inside[:, None], place["queries"].shape))
-    kinds = (place["queries"], place["keys"], place["queries back"], place["keys back"], behind)
-    return Padding(*(torch.from_numpy(values.reshape(-1)) for values in kinds))
+def _rows(longest: int, texts: int) -> Iterator[tuple[int, int]]:
+    """First and last queries of the blocks of texts that are computed together."""
+    size = longest if texts > 1 else BLOCK
+    for row in range(0, longest, size):
+        yield row, min(longest, row + size)
 
 
-def _future(size: int, dtype: torch.dtype) -> torch.Tensor:
-    """-inf for keys after the query, [queries, keys]."""
-    return torch.full((size, size), float("-inf"), dtype=dtype).triu(1)
-
-
-def _behind(lengths: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """-inf for keys behind the text, [texts, 1, 1, keys]."""
-    behind = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+def _bias(texts: np.ndarray, rows: int, causal: bool, dtype: torch.dtype) -> torch.Tensor | None:
+    """See `Block`, for texts of these lengths [texts, 1]."""
+    if causal:
+        # Only the last keys are those of the block itself; all others are in the past of every query. What is behind a
+        # text is in the future of all of it.
+        return torch.full((rows, rows), float("-inf"), dtype=dtype).triu(1)
+    if len(texts) == 1:
+        return None
+    behind = torch.from_numpy(np.arange(texts.max()) >= texts)
     return torch.zeros(behind.shape, dtype=dtype).masked_fill(behind, float("-inf"))[:, None, None]
+
+
+def _first_places(rows: np.ndarray) -> np.ndarray:
+    """The first place of each row: what repeats it is behind a text."""
+    places = np.empty(rows.max() + 1, dtype=np.int64)
+    # Of what is assigned to the same element, the last one stays.
+    places[rows[::-1]] = np.arange(len(rows))[::-1]
+    return places
 
 
 @dataclass(frozen=True)
 class _Settings:
-    blocks: list[Block]
+    cut: Blocks
+    key_heads: int
     scaling: float
     compiled: bool
 
@@ -171,82 +196,71 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings
     ) -> torch.Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        heads, tokens, width = query.shape
-        # As the layer after attention reads it.
-        out, normalizers = query.new_empty(tokens, heads, width).transpose(0, 1), []
-        for block in settings.blocks:
-            scores = _scores(_queries(query, block, key), _keys(key, block), block, settings.scaling)
-            weights, normalizer = softmax(scores, settings.compiled)
-            _put_queries(out, block, torch.bmm(weights, _keys(value, block)))
-            normalizers.append(normalizer)
-        ctx.save_for_backward(query, key, value, *normalizers)
+        cut, trained = settings.cut, any(ctx.needs_input_grad)
+        queries, keys, values = (
+            _in_order(x.transpose(0, 1), rows)
+            for x, rows in ((query, cut.query_rows), (key, cut.key_rows), (value, cut.key_rows))
+        )
+        mixed, kept = torch.empty_like(queries), []
+        for block in cut.blocks:
+            queries_here, mixed_here = _of_queries(block, settings, queries, mixed)
+            keys_here, values_here = _of_keys(block, settings, keys, values)
+            weights = softmax(_scores(block, settings, queries_here, keys_here), settings.compiled)
+            torch.bmm(weights, values_here, out=mixed_here)
+            kept.append(weights if trained and block.seen <= KEPT else None)
+        ctx.save_for_backward(queries, keys, values, *kept)
         ctx.settings = settings
-        return out.transpose(0, 1)
+        # As the layer after attention reads it.
+        return _in_order(mixed, cut.query_places).view(query.shape[1], len(query), -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
-        query, key, value, *normalizers = ctx.saved_tensors
-        d_out, d_query, scaling = d_out.transpose(0, 1).contiguous(), torch.empty_like(query), ctx.settings.scaling
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block, normalizer in zip(ctx.settings.blocks, normalizers, strict=True):
-            queries, keys, d_mixed = _queries(query, block, key), _keys(key, block), _queries(d_out, block, key)
-            if block.padding is not None:
-                d_mixed.view(-1, d_mixed.shape[-1]).index_fill_(0, block.padding.behind, 0.0)
-            scores = _scores(queries, keys, block, scaling)
-            d_weights = torch.bmm(d_mixed, _keys(value, block).transpose(1, 2))
-            weights, d_scores = softmax_backward(scores, d_weights, normalizer)
-            _put_queries(d_query, block, _scaled_product(d_scores, keys, scaling))
-            _add_keys(d_key, block, d_scores.transpose(1, 2), queries, scaling)
-            _add_keys(d_value, block, weights.transpose(1, 2), d_mixed)
-        return d_query, d_key, d_value, None
+        queries, keys, values, *kept = ctx.saved_tensors
+        settings, cut = ctx.settings, ctx.settings.cut
+        d_mixed = _in_order(d_out, cut.query_rows).index_fill_(0, cut.behind, 0.0)
+        d_queries, d_keys, d_values = (torch.empty_like(x) for x in (queries, keys, values))
+        # The last block of a text reaches all its keys, so it comes first, and the others add to it.
+        for block, weights in zip(reversed(cut.blocks), reversed(kept), strict=True):
+            queries_here, d_queries_here, d_mixed_here = _of_queries(block, settings, queries, d_queries, d_mixed)
+            keys_here, values_here, d_keys_here, d_values_here = _of_keys(
+                block, settings, keys, values, d_keys, d_values
+            )
+            if weights is None:
+                weights = softmax(_scores(block, settings, queries_here, keys_here), settings.compiled)
+            d_weights = torch.bmm(d_mixed_here, values_here.transpose(1, 2))
+            d_scores = softmax_backward(weights, d_weights, settings.compiled)
+            d_queries_here.baddbmm_(d_scores, keys_here, beta=0, alpha=settings.scaling)
+            before = 0 if block.last else 1
+            d_keys_here.baddbmm_(d_scores.transpose(1, 2), queries_here, beta=before, alpha=settings.scaling)
+            d_values_here.baddbmm_(weights.transpose(1, 2), d_mixed_here, beta=before)
+        places = (cut.query_places, cut.key_places, cut.key_places)
+        heads = (d_out.shape[1], settings.key_heads, settings.key_heads)
+        gradients = zip((d_queries, d_keys, d_values), places, heads, strict=True)
+        return *(_in_order(d, place).view(len(d_out), count, -1).transpose(0, 1) for d, place, count in gradients), None
 
 
-def _queries(x: torch.Tensor, block: Block, key: torch.Tensor) -> torch.Tensor:
-    """[query heads, tokens, width] to [texts x key heads, query heads per key head x rows, width]: they share keys."""
-    if block.padding is None:
-        return x[:, block.rows].reshape(len(key), -1, x.shape[-1])
-    rows = x.view(-1, x.shape[-1]).index_select(0, block.padding.queries)
-    return rows.view(block.texts * len(key), -1, x.shape[-1])
+def _in_order(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of [any, width]; x may have more dimensions."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, rows)
 
 
-def _keys(x: torch.Tensor, block: Block) -> torch.Tensor:
-    """[key heads, tokens, width] to [texts x key heads, keys, width]."""
-    if block.padding is None:
-        return x[:, block.seen]
-    return x.view(-1, x.shape[-1]).index_select(0, block.padding.keys).view(block.texts * len(x), -1, x.shape[-1])
+def _of_queries(block: Block, settings: _Settings, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A block's part of tensors by query, [texts x key heads, query heads of a key head x rows, width]."""
+    return [x[block.queries].view(block.texts * settings.key_heads, -1, x.shape[-1]) for x in tensors]
 
 
-def _put_queries(target: torch.Tensor, block: Block, rows: torch.Tensor) -> None:
-    """The inverse of `_queries`, into a tensor."""
-    rows = rows.view(-1, rows.shape[-1])
-    if block.padding is not None:
-        rows = rows.index_select(0, block.padding.query_places)
-    target[:, block.rows] = rows.view(len(target), -1, rows.shape[-1])
+def _of_keys(block: Block, settings: _Settings, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+    """What a block sees of tensors by key, [texts x key heads, keys, width]."""
+    return [x[block.keys].view(block.texts * settings.key_heads, -1, x.shape[-1])[:, : block.seen] for x in tensors]
 
 
-def _add_keys(target: torch.Tensor, block: Block, left: torch.Tensor, right: torch.Tensor, factor: float = 1.0) -> None:
-    """Add ``factor`` times a matrix product to the keys of a block in a tensor [key heads, tokens, width]."""
-    if block.padding is None:
-        target[:, block.seen].baddbmm_(left, right, alpha=factor)
-        return
-    rows = _scaled_product(left, right, factor).view(-1, right.shape[-1]).index_select(0, block.padding.key_places)
-    target[:, block.seen] = rows.view(len(target), -1, rows.shape[-1])
-
-
-def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
-    """``factor`` times a matrix product of each of a batch, in one operation."""
+def _scores(block: Block, settings: _Settings, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Scores, [texts x key heads, query heads of a key head x rows, keys], -inf for keys that are not seen."""
     # With beta = 0, the first argument is not read.
-    unread = left.new_empty(()).expand(len(left), left.shape[1], right.shape[2])
-    return torch.baddbmm(unread, left, right, beta=0, alpha=factor)
-
-
-def _scores(queries: torch.Tensor, keys: torch.Tensor, block: Block, scaling: float) -> torch.Tensor:
-    """Scores, [texts x key heads, query heads per key head x rows, keys], -inf for keys that are not seen."""
-    scores = _scaled_product(queries, keys.transpose(1, 2), scaling)
+    unread = queries.new_empty(()).expand(len(queries), queries.shape[1], keys.shape[1])
+    scores = torch.baddbmm(unread, queries, keys.transpose(1, 2), beta=0, alpha=settings.scaling)
     if block.bias is not None:
-        rows = block.rows.stop - block.rows.start if block.padding is None else keys.shape[1]
         # [texts, heads, rows, keys]
-        scores.view(block.texts, -1, rows, scores.shape[-1])[..., -block.bias.shape[-1] :] += block.bias
+        scores.view(block.texts, -1, block.rows, block.seen)[..., -block.bias.shape[-1] :] += block.bias
     return scores

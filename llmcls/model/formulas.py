@@ -96,21 +96,15 @@ def _rotary(
     return rotate(query), rotate(key)
 
 
-def _softmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
     wide = scores.float()
-    largest = wide.amax(-1, keepdim=True)
-    exponentials = torch.exp(wide - largest)
-    total = exponentials.sum(-1, keepdim=True)
-    return (exponentials / total).to(scores.dtype), largest + total.log()
+    exponentials = torch.exp(wide - wide.amax(-1, keepdim=True))
+    return (exponentials / exponentials.sum(-1, keepdim=True)).to(scores.dtype)
 
 
-def _softmax_backward(
-    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.exp(scores.float() - normalizer)
-    wide = d_weights.float()
-    d_scores = weights * (wide - (weights * wide).sum(-1, keepdim=True))
-    return weights.to(scores.dtype), d_scores.to(scores.dtype)
+def _softmax_backward(weights: torch.Tensor, d_weights: torch.Tensor) -> torch.Tensor:
+    wide, d_wide = weights.float(), d_weights.float()
+    return (wide * (d_wide - (wide * d_wide).sum(-1, keepdim=True))).to(weights.dtype)
 
 
 # Formula, the arguments of its operation, and the types that it returns.
@@ -132,11 +126,8 @@ FORMULAS: dict[str, tuple[Callable[..., Any], str]] = {
         _gated_activation_backward,
         "(Tensor d_out, Tensor gate, Tensor up, str activation, bool compiled) -> (Tensor, Tensor)",
     ),
-    "softmax": (_softmax, "(Tensor scores, bool compiled) -> (Tensor, Tensor)"),
-    "softmax_backward": (
-        _softmax_backward,
-        "(Tensor scores, Tensor d_weights, Tensor normalizer, bool compiled) -> (Tensor, Tensor)",
-    ),
+    "softmax": (_softmax, "(Tensor scores, bool compiled) -> Tensor"),
+    "softmax_backward": (_softmax_backward, "(Tensor weights, Tensor d_weights, bool compiled) -> Tensor"),
     "rotary": (
         _rotary,
         "(Tensor query, Tensor key, Tensor cos, Tensor sin, bool inverse, bool compiled) -> (Tensor, Tensor)",

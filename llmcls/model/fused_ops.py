@@ -110,7 +110,7 @@ def rotary(
     return rotated
 
 
-def softmax(scores: torch.Tensor, compiled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def softmax(scores: torch.Tensor, compiled: bool) -> torch.Tensor:
     """Softmax over the last dimension, without a graph.
 
     Parameters
@@ -121,26 +121,21 @@ def softmax(scores: torch.Tensor, compiled: bool) -> tuple[torch.Tensor, torch.T
 
     Returns
     -------
-    weights : float [..., rows, keys]
+    float [..., rows, keys]
         In the dtype of ``scores``.
-    normalizer : float32 [..., rows, 1], optional
-        The logarithm of the sum of the exponentials, if the formula was compiled.
     """
     if not compiled or scores.shape[-1] >= OWN_SOFTMAX_FROM:
-        return torch.softmax(scores, -1), None
-    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax", scores, compiled=True)
-    return both
+        return torch.softmax(scores, -1)
+    weights: torch.Tensor = compute("softmax", scores, compiled=True)
+    return weights
 
 
-def softmax_backward(
-    scores: torch.Tensor, d_weights: torch.Tensor, normalizer: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights of `softmax` again, and the gradient of the scores, in the dtype of ``scores``."""
-    if normalizer is None:
-        weights = torch.softmax(scores, -1)
-        return weights, torch.ops.aten._softmax_backward_data(d_weights, weights, -1, scores.dtype)
-    both: tuple[torch.Tensor, torch.Tensor] = compute("softmax_backward", scores, d_weights, normalizer, compiled=True)
-    return both
+def softmax_backward(weights: torch.Tensor, d_weights: torch.Tensor, compiled: bool) -> torch.Tensor:
+    """The gradient of the scores from that of the weights that `softmax` made of them, in the dtype of both."""
+    if not compiled or weights.shape[-1] >= OWN_SOFTMAX_FROM:
+        return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+    d_scores: torch.Tensor = compute("softmax_backward", weights, d_weights, compiled=True)
+    return d_scores
 
 
 def dropout(x: torch.Tensor, rate: float, compiled: bool) -> tuple[torch.Tensor, torch.Tensor, float]:

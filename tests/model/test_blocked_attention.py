@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcls.model.blocked_attention import BLOCK, SCORES, blocked_attention, cut
+from llmcls.model.blocked_attention import BLOCK, KEPT, SCORES, blocked_attention, cut
 from llmcls.model.packed_attention import Pack, attention, make_pack
 
 CPU = torch.device("cpu")
@@ -48,33 +48,60 @@ def test_another_text_changes_no_bit(lengths: list[int], changed: int, causal: b
 
 
 def test_short_texts_of_similar_lengths_share_a_block() -> None:
-    assert [block.texts for block in cut(make_pack(ALIKE, CPU), 4, 2, torch.bfloat16)] == [1, 1, 4, 1, 2, 1]
+    found = cut(make_pack(ALIKE, CPU), 4, 2, torch.bfloat16)
+    assert [block.texts for block in found.blocks] == [1, 1, 4, 1, 2, 1]
     many = cut(make_pack([64] * 100, CPU), 4, 2, torch.bfloat16)
-    assert [block.texts for block in many] == [SCORES // 64**2] * 6 + [4]
+    assert [block.texts for block in many.blocks] == [SCORES // 64**2] * 6 + [4]
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_token_is_in_one_block_with_all_tokens_that_it_may_see(seed: int, causal: bool) -> None:
     lengths = np.sort(np.random.default_rng(seed).integers(1, 300, 40))[::-1].tolist()
-    pack = make_pack(lengths, CPU, causal)
-    seen = torch.zeros(sum(lengths), sum(lengths), dtype=torch.int64)
-    for block in cut(pack, 2, 1, torch.bfloat16):
-        mask = torch.zeros(block.texts, block.rows.stop - block.rows.start, block.seen.stop - block.seen.start)
-        if block.padding is None:
-            if block.bias is not None:
-                mask[..., -block.bias.shape[-1] :] += block.bias
-            seen[block.rows, block.seen] += mask[0] == 0
-            continue
-        assert block.bias is not None
-        tokens = block.padding.keys.view(block.texts, -1)
-        real = torch.zeros(tokens.numel(), dtype=torch.bool)
-        real[block.padding.key_places] = True
-        allowed = block.bias.expand(block.texts, 1, tokens.shape[1], tokens.shape[1])[:, 0] == 0
-        text, row, column = (allowed & real.view(block.texts, -1, 1)).nonzero().unbind(1)
-        seen.index_put_((tokens[text, row], tokens[text, column]), torch.tensor(1), accumulate=True)
+    tokens, heads, key_heads = sum(lengths), 4, 2
+    found = cut(make_pack(lengths, CPU, causal), heads, key_heads, torch.bfloat16)
+    seen = torch.zeros(heads, tokens, tokens, dtype=torch.int64)
+    real = torch.ones(len(found.query_rows), dtype=torch.bool)
+    real[found.behind] = False
+    for block in found.blocks:
+        row = found.query_rows[block.queries].view(block.texts, heads, block.rows, 1)
+        key_row = found.key_rows[block.keys].view(block.texts, key_heads, 1, -1)[..., : block.seen]
+        key_row = key_row.repeat_interleave(heads // key_heads, 1)
+        mask = torch.zeros(block.texts, heads, block.rows, block.seen)
+        if block.bias is not None:
+            mask[..., -block.bias.shape[-1] :] += block.bias
+        places = (row % heads, row // heads, key_row // key_heads)
+        assert torch.equal((key_row % key_heads).expand(mask.shape), (row % heads // 2).expand(mask.shape))
+        met = (mask == 0) & real[block.queries].view(row.shape)
+        seen.index_put_([p.expand(met.shape)[met] for p in places], torch.tensor(1), accumulate=True)
     same = torch.block_diag(*(torch.ones(n, n, dtype=torch.int64) for n in lengths))
-    assert torch.equal(seen, same.tril() if causal else same)
+    assert torch.equal(seen, (same.tril() if causal else same).expand(seen.shape))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_row_has_its_place(seed: int) -> None:
+    lengths = np.sort(np.random.default_rng(seed).integers(1, 300, 40))[::-1].tolist()
+    found = cut(make_pack(lengths, CPU), 4, 2, torch.bfloat16)
+    for rows, places, heads in ((found.query_rows, found.query_places, 4), (found.key_rows, found.key_places, 2)):
+        assert rows[places].tolist() == list(range(heads * sum(lengths)))
+    assert not set(found.query_places.tolist()) & set(found.behind.tolist())
+
+
+def test_weights_of_many_keys_are_not_kept_and_the_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.randn(1, 4, sum(UNLIKE), 8).bfloat16(), torch.randn(1, 2, sum(UNLIKE), 8).bfloat16()
+    gradients, kept = [], []
+    for limit in (KEPT, 4):
+        monkeypatch.setattr("llmcls.model.blocked_attention.KEPT", limit)
+        leaves = [x.clone().requires_grad_() for x in (query, key, key)]
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            out = blocked_attention(*leaves, make_pack(UNLIKE, CPU), None, False)
+        out.float().square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+        kept.append(sum(sizes) - query.numel() - 2 * key.numel())
+    # Of the text of two blocks, the first 128 queries see as many keys, and 40 see all 168.
+    assert kept == [4 * (5**2 + 1 + 128**2 + 40 * 168 + 2**2), 4 * (1 + 2**2)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_blocks_are_cut_once_for_all_layers() -> None:

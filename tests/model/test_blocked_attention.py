@@ -33,6 +33,19 @@ def test_states_and_gradients_are_those_of_float32_attention(key_heads: int, cau
         assert float(difference.max()) < 2e-2
 
 
+@pytest.mark.parametrize("lengths", [UNLIKE, ALIKE])
+@pytest.mark.parametrize("causal", [True, False])
+def test_nothing_is_read_before_it_is_written(
+    causal: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = [torch.randn(1, 2, sum(lengths), 8).bfloat16().requires_grad_() for _ in range(3)]
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty(x).fill_(torch.nan))
+    out = blocked_attention(*leaves, make_pack(lengths, CPU, causal), None, False)
+    out.backward(torch.ones_like(out))
+    assert all(bool(x.isfinite().all()) for x in (out, *(leaf.grad for leaf in leaves)))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths, changed", [(UNLIKE, 2), (ALIKE, 3)])
 def test_another_text_changes_no_bit(lengths: list[int], changed: int, causal: bool) -> None:

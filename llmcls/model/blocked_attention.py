@@ -28,7 +28,9 @@ BLOCK = 128
 SCORES = 1 << 16
 # The part of the longest text of a block that its shortest one must have.
 ALIKE = 0.7
-# Keys up to which the weights of a query are kept for the backward pass.
+# Keys up to which the weights of a query are kept for the backward pass. Without that, the backward pass of attention
+# takes half as long again. By the trace, a step of SmolLM2-135M takes 12 % more memory with texts of 200 tokens, 24 %
+# with texts of 512, and less again with longer ones.
 KEPT = 512
 
 
@@ -185,7 +187,7 @@ def _first_places(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Settings:
-    cut: Blocks
+    packed: Blocks
     key_heads: int
     scaling: float
     compiled: bool
@@ -196,13 +198,13 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings
     ) -> torch.Tensor:
-        cut, trained = settings.cut, any(ctx.needs_input_grad)
+        packed, trained = settings.packed, any(ctx.needs_input_grad)
         queries, keys, values = (
             _in_order(x.transpose(0, 1), rows)
-            for x, rows in ((query, cut.query_rows), (key, cut.key_rows), (value, cut.key_rows))
+            for x, rows in ((query, packed.query_rows), (key, packed.key_rows), (value, packed.key_rows))
         )
         mixed, kept = torch.empty_like(queries), []
-        for block in cut.blocks:
+        for block in packed.blocks:
             queries_here, mixed_here = _of_queries(block, settings, queries, mixed)
             keys_here, values_here = _of_keys(block, settings, keys, values)
             weights = softmax(_scores(block, settings, queries_here, keys_here), settings.compiled)
@@ -211,17 +213,17 @@ class _BlockedAttention(torch.autograd.Function):
         ctx.save_for_backward(queries, keys, values, *kept)
         ctx.settings = settings
         # As the layer after attention reads it.
-        return _in_order(mixed, cut.query_places).view(query.shape[1], len(query), -1)
+        return _in_order(mixed, packed.query_places).view(query.shape[1], len(query), -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
         queries, keys, values, *kept = ctx.saved_tensors
-        settings, cut = ctx.settings, ctx.settings.cut
-        d_mixed = _in_order(d_out, cut.query_rows).index_fill_(0, cut.behind, 0.0)
+        settings, packed = ctx.settings, ctx.settings.packed
+        d_mixed = _in_order(d_out, packed.query_rows).index_fill_(0, packed.behind, 0.0)
         d_queries, d_keys, d_values = (torch.empty_like(x) for x in (queries, keys, values))
         # The last block of a text reaches all its keys, so it comes first, and the others add to it.
-        for block, weights in zip(reversed(cut.blocks), reversed(kept), strict=True):
+        for block, weights in zip(reversed(packed.blocks), reversed(kept), strict=True):
             queries_here, d_queries_here, d_mixed_here = _of_queries(block, settings, queries, d_queries, d_mixed)
             keys_here, values_here, d_keys_here, d_values_here = _of_keys(
                 block, settings, keys, values, d_keys, d_values
@@ -234,7 +236,7 @@ class _BlockedAttention(torch.autograd.Function):
             before = 0 if block.last else 1
             d_keys_here.baddbmm_(d_scores.transpose(1, 2), queries_here, beta=before, alpha=settings.scaling)
             d_values_here.baddbmm_(weights.transpose(1, 2), d_mixed_here, beta=before)
-        places = (cut.query_places, cut.key_places, cut.key_places)
+        places = (packed.query_places, packed.key_places, packed.key_places)
         heads = (d_out.shape[1], settings.key_heads, settings.key_heads)
         gradients = zip((d_queries, d_keys, d_values), places, heads, strict=True)
         return *(_in_order(d, place).view(len(d_out), count, -1).transpose(0, 1) for d, place, count in gradients), None

@@ -22,8 +22,8 @@ from llmcls.model.stand_in import device_kind
 ACTIVATIONS = ("silu", "gelu_tanh")
 # The integers of the size of a float of 2 and of 4 bytes.
 LANES = {2: torch.int16, 4: torch.int32}
-# Keys from which on torch's softmax on a CPU is faster than the compiled formula: it takes as long for few keys.
-OWN_SOFTMAX_FROM = 64
+# Keys from which on torch's softmax on a CPU is faster than the compiled formula: it takes as long for fewer keys.
+TORCH_SOFTMAX_FROM = 64
 
 
 def rms_norm(
@@ -117,14 +117,14 @@ def softmax(scores: torch.Tensor, compiled: bool) -> torch.Tensor:
     ----------
     scores : float [..., rows, keys]
     compiled : bool
-        Whether to compile the formula. From `OWN_SOFTMAX_FROM` keys on, torch's own kernel is faster.
+        Whether to compile the formula. From `TORCH_SOFTMAX_FROM` keys on, torch's own kernel is faster.
 
     Returns
     -------
     float [..., rows, keys]
         In the dtype of ``scores``.
     """
-    if not compiled or scores.shape[-1] >= OWN_SOFTMAX_FROM:
+    if not (compiled and _few_keys(scores)):
         return torch.softmax(scores, -1)
     weights: torch.Tensor = compute("softmax", scores, compiled=True)
     return weights
@@ -132,10 +132,15 @@ def softmax(scores: torch.Tensor, compiled: bool) -> torch.Tensor:
 
 def softmax_backward(weights: torch.Tensor, d_weights: torch.Tensor, compiled: bool) -> torch.Tensor:
     """The gradient of the scores from that of the weights that `softmax` made of them, in the dtype of both."""
-    if not compiled or weights.shape[-1] >= OWN_SOFTMAX_FROM:
+    if not (compiled and _few_keys(weights)):
         return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
     d_scores: torch.Tensor = compute("softmax_backward", weights, d_weights, compiled=True)
     return d_scores
+
+
+def _few_keys(scores: torch.Tensor) -> bool:
+    """Whether the compiled formulas of softmax are faster than the kernels of torch; float [..., keys]."""
+    return scores.shape[-1] < TORCH_SOFTMAX_FROM
 
 
 def dropout(x: torch.Tensor, rate: float, compiled: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
